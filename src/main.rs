@@ -1,1 +1,5 @@
-fn main() {}
+//! The `tfdev` program: see the library's [`tfdev::cli`].
+
+fn main() -> std::process::ExitCode {
+    tfdev::cli::main()
+}

@@ -1,1 +1,165 @@
-//! engine
+//! What runs the server. [`Engine`] is the only seam with effects on a machine; everything above it speaks SQL to the
+//! [`Endpoint`] that an engine hands back and never asks which engine it is.
+//!
+//! What must hold: an engine touches only what carries the instance's label; it undoes only what the same call made,
+//! and never the data; and each call can be killed at any point and simply made again.
+
+pub mod docker;
+
+use async_trait::async_trait;
+use uuid::Uuid;
+
+use crate::config::Setting;
+use crate::error::{Error, Result};
+use crate::instance::Password;
+use crate::spec::ServerSpec;
+
+/// The kinds of engine (`CLI.md` § Words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// A container through the Docker API.
+    Docker,
+}
+
+/// What an instance's server is doing (`CLI.md` § Output).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// There is neither a server nor data.
+    Absent,
+    /// There is data and no running server.
+    Stopped,
+    /// The server's process runs and does not answer logins yet.
+    Starting,
+    /// The server answers logins.
+    Running,
+    /// The server's process runs and does not answer as it should.
+    Unhealthy,
+    /// The server ended by itself with an error.
+    Crashed,
+}
+
+/// The address on which a server answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    /// A host name or address.
+    pub host: String,
+    /// A TCP port.
+    pub port: u16,
+}
+
+/// What an engine sees of an instance. `state` is [`State::Starting`] for any live process: only a login tells more.
+#[derive(Debug, Clone)]
+pub struct Observed {
+    /// What the process is doing.
+    pub state: State,
+    /// The instance's identity as the engine's label has it.
+    pub id: Option<Uuid>,
+    /// The hash of the spec that the server was made with.
+    pub spec_hash: Option<String>,
+    /// The profile that the server was made with.
+    pub profile: Option<String>,
+    /// The image as people name it.
+    pub image: Option<String>,
+    /// Where the server answers, if it runs.
+    pub endpoint: Option<Endpoint>,
+    /// The container's name, if there is one.
+    pub container: Option<String>,
+    /// The volume's name, if the data lives in one.
+    pub volume: Option<String>,
+    /// Why the server is not running, in words.
+    pub reason: Option<String>,
+}
+
+/// What [`Engine::start`] did.
+#[derive(Debug, Clone)]
+pub struct Started {
+    /// Whether the data was made by this call.
+    pub created: bool,
+    /// Whether the server was started by this call.
+    pub started: bool,
+    /// Where the server answers.
+    pub endpoint: Endpoint,
+    /// The superuser's password that a data folder made by this call has until it gets its own.
+    pub first_password: Option<Password>,
+}
+
+/// What a program that ran beside the server left.
+#[derive(Debug, Clone)]
+pub struct ProgramOutput {
+    /// Its exit status.
+    pub exit_code: i64,
+    /// What it wrote to its standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to its standard error.
+    pub stderr: Vec<u8>,
+}
+
+impl ProgramOutput {
+    /// Fails, with what the program wrote, unless it succeeded; `action` reads after "cannot".
+    pub fn checked(self, action: &str) -> Result<Self> {
+        if self.exit_code == 0 {
+            return Ok(self);
+        }
+        let text = String::from_utf8_lossy(&self.stderr).trim().to_owned();
+        Err(Error::failed(format!("cannot {action}: the program ended with exit status {}", self.exit_code)).caused_by(text))
+    }
+}
+
+/// What a server is made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Its name, such as an image's.
+    pub name: String,
+    /// What tells two builds of one name apart.
+    pub id: String,
+}
+
+/// What an instance is started with, beside its spec.
+#[derive(Debug, Clone)]
+pub struct StartRequest {
+    /// The server to run.
+    pub spec: ServerSpec,
+    /// The identity that the data carries.
+    pub id: Uuid,
+    /// The port that the instance had before, if it had one.
+    pub last_port: Option<u16>,
+    /// The superuser's password.
+    pub superuser_password: Password,
+}
+
+/// The seam with effects on a machine.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Which kind this is.
+    fn kind(&self) -> EngineKind;
+
+    /// Looks at the instance and changes nothing.
+    async fn observe(&self) -> Result<Observed>;
+
+    /// Makes what is missing and starts the server; it may not answer logins yet when this returns.
+    async fn start(&self, request: &StartRequest) -> Result<Started>;
+
+    /// Fails, with the server's last log lines, if the server's process is no longer alive.
+    async fn check_alive(&self) -> Result<()>;
+
+    /// Stops the server in order and keeps its data. Returns whether it was running.
+    async fn stop(&self) -> Result<bool>;
+
+    /// Removes the server and its data. Returns what was removed, in words.
+    async fn destroy(&self) -> Result<Vec<String>>;
+
+    /// Makes sure that data made by [`Engine::start`] survives a crash of the machine.
+    async fn flush(&self) -> Result<()>;
+
+    /// Finds what the server is to be made from: what was asked for, else what the instance was made with, else the best
+    /// there is.
+    async fn source(&self, requested: Option<&Setting<String>>, last: Option<&str>) -> Result<Source>;
+
+    /// Runs a program beside the server, as the server's user where that matters. Secrets go in by `stdin` only.
+    async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
+
+    /// Hands the server's log to `receive`, from the last `tail` lines on (all if `None`), and new lines if `follow`.
+    async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut (dyn FnMut(&[u8]) -> Result<()> + Send)) -> Result<()>;
+}

@@ -1,1 +1,333 @@
-//! docker
+//! The Docker engine: one container and one named volume for each instance, through the Docker API.
+//!
+//! What must hold: see [`crate::engine`]; beside that, every container and volume is looked up by its fixed name, and
+//! what is found there is touched only if its labels name this project and instance ([`labels`]). The data folder is
+//! complete before the server starts for the first time ([`cluster`]), so the image's own initialisation, which cannot
+//! be resumed after a kill, never runs on an instance's volume.
+
+pub mod cluster;
+pub mod connect;
+pub mod container;
+pub mod endpoint;
+pub mod errors;
+pub mod exec;
+pub mod labels;
+pub mod ports;
+mod start;
+mod throwaway;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bollard::models::{ContainerInspectResponse, ContainerState};
+use bollard::query_parameters::{
+    InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
+    StopContainerOptionsBuilder,
+};
+use futures_util::StreamExt;
+use uuid::Uuid;
+
+use self::connect::DockerConnection;
+use self::errors::{failed, is_not_found};
+use self::labels::Labels;
+use crate::engine::{Endpoint, Engine, EngineKind, Observed, ProgramOutput, StartRequest, Started, State};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::instance::Instance;
+use crate::spec::STOP_TIMEOUT_SECONDS;
+
+/// The Docker engine for one instance.
+#[derive(Debug)]
+pub struct DockerEngine {
+    connection: DockerConnection,
+    instance: Instance,
+    cluster_dir: PathBuf,
+    timeout: Duration,
+    events: Events,
+}
+
+/// A container as the engine describes it, reduced to what is needed here.
+struct Container {
+    labels: Labels,
+    state: ContainerState,
+    port: Option<u16>,
+}
+
+impl DockerEngine {
+    /// Makes the engine for `instance`. Cached data folders are kept under `cluster_dir`; `timeout` bounds the first
+    /// start of a throw-away server.
+    pub fn new(
+        connection: DockerConnection,
+        instance: Instance,
+        cluster_dir: PathBuf,
+        timeout: Duration,
+        events: Events,
+    ) -> Self {
+        Self { connection, instance, cluster_dir, timeout, events }
+    }
+
+    /// The connection to the daemon.
+    pub fn connection(&self) -> &DockerConnection {
+        &self.connection
+    }
+
+    fn docker(&self) -> &bollard::Docker {
+        &self.connection.docker
+    }
+
+    /// The instance's container; `None` if there is no container of that name; an error if it is someone else's.
+    async fn container(&self) -> Result<Option<Container>> {
+        let name = self.instance.container_name();
+        let found = match self.docker().inspect_container(&name, None::<InspectContainerOptions>).await {
+            Ok(found) => found,
+            Err(error) if is_not_found(&error) => return Ok(None),
+            Err(error) => return Err(failed(&format!("look at container `{name}`"), error)),
+        };
+        let container = Container::from(found);
+        if !labels::are_ours(Some(&container.labels), &self.instance) {
+            return Err(Error::new(
+                ErrorKind::Conflict,
+                format!("the container name `{name}` is taken by a container that tfdev did not make for this project"),
+            )
+            .hint(format!("look at it with `docker inspect {name}`, and rename or remove it if it is not needed"))
+            .hint("or choose another `project` in tfdev.toml"));
+        }
+        Ok(Some(container))
+    }
+
+    /// The labels of the instance's volume; `None` if there is no volume of that name; an error if it is someone else's.
+    async fn volume(&self) -> Result<Option<Labels>> {
+        let name = self.instance.volume_name();
+        let labels = match self.docker().inspect_volume(&name).await {
+            Ok(volume) => volume.labels,
+            Err(error) if is_not_found(&error) => return Ok(None),
+            Err(error) => return Err(failed(&format!("look at volume `{name}`"), error)),
+        };
+        if labels::are_ours(Some(&labels), &self.instance) {
+            return Ok(Some(labels));
+        }
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!("the volume `{name}` has no label of this project and instance, so tfdev leaves it alone"),
+        )
+        .hint(format!("look at it with `docker volume inspect {name}`, and rename or remove it if it is not needed"))
+        .hint("or choose another `project` in tfdev.toml"))
+    }
+
+    /// The last lines of the server's log, for an error.
+    async fn last_log_lines(&self, container: &str) -> String {
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail("15").build();
+        let chunks: Vec<_> = self.docker().logs(container, Some(options)).collect().await;
+        let text: Vec<u8> = chunks.into_iter().flatten().flat_map(|chunk| chunk.into_bytes().to_vec()).collect();
+        String::from_utf8_lossy(&text).trim_end().to_owned()
+    }
+
+    /// The error for a server that ended by itself.
+    async fn ended(&self, name: &str, state: &ContainerState) -> Error {
+        let code = state.exit_code.unwrap_or_default();
+        let why = if state.oom_killed.unwrap_or_default() {
+            " because it needed more memory than its limit".to_owned()
+        } else {
+            format!(" with exit status {code}")
+        };
+        let log = self.last_log_lines(name).await;
+        let mut error = Error::failed(format!("the server in container `{name}` ended{why}"));
+        if !log.is_empty() {
+            error = error.caused_by(format!("the last lines of its log:\n{log}"));
+        }
+        error.hint("see the whole log with `tfdev logs`; if a setting of the profile is at fault, mend it and run `tfdev up`")
+    }
+
+    fn endpoint(&self, port: u16) -> Endpoint {
+        Endpoint { host: self.connection.endpoint.database_host(), port }
+    }
+
+    async fn remove_container(&self, name: &str) -> Result<()> {
+        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
+        match self.docker().remove_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(failed(&format!("remove container `{name}`"), error)),
+        }
+    }
+
+    /// Stops a container in order. The engine kills it only when the time for that is over.
+    async fn stop_container(&self, name: &str) -> Result<()> {
+        let seconds = i32::try_from(STOP_TIMEOUT_SECONDS).expect("two minutes fit");
+        let options = StopContainerOptionsBuilder::default().t(seconds).build();
+        let patient = self.docker().clone().with_timeout(Duration::from_secs(STOP_TIMEOUT_SECONDS.cast_unsigned() + 30));
+        match patient.stop_container(name, Some(options)).await {
+            Ok(()) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(failed(&format!("stop container `{name}`"), error)),
+        }
+    }
+}
+
+impl From<ContainerInspectResponse> for Container {
+    fn from(found: ContainerInspectResponse) -> Self {
+        let bindings = found.network_settings.and_then(|settings| settings.ports);
+        let port = bindings
+            .as_ref()
+            .and_then(|ports| ports.get(container::SERVER_PORT))
+            .and_then(Option::as_ref)
+            .and_then(|bindings| bindings.first())
+            .and_then(|binding| binding.host_port.as_deref())
+            .and_then(|port| port.parse().ok());
+        Self {
+            labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
+            state: found.state.unwrap_or_default(),
+            port,
+        }
+    }
+}
+
+impl Container {
+    fn is_running(&self) -> bool {
+        self.state.running.unwrap_or_default() && !self.state.paused.unwrap_or_default()
+    }
+
+    fn is_paused(&self) -> bool {
+        self.state.paused.unwrap_or_default()
+    }
+
+    fn label(&self, name: &str) -> Option<String> {
+        self.labels.get(name).cloned()
+    }
+
+    /// What the process is doing, and why it is not running.
+    fn observe(&self) -> (State, Option<String>) {
+        let state = &self.state;
+        let code = state.exit_code.unwrap_or_default();
+        if self.is_paused() {
+            (State::Unhealthy, Some("the container is paused".to_owned()))
+        } else if state.running.unwrap_or_default() {
+            (State::Starting, None)
+        } else if state.oom_killed.unwrap_or_default() {
+            (State::Crashed, Some("it needed more memory than its limit".to_owned()))
+        } else if code != 0 {
+            (State::Crashed, Some(format!("it ended with exit status {code}")))
+        } else {
+            (State::Stopped, None)
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Docker
+    }
+
+    async fn observe(&self) -> Result<Observed> {
+        let Some(container) = self.container().await? else {
+            let volume = self.volume().await?;
+            return Ok(Observed {
+                state: if volume.is_some() { State::Stopped } else { State::Absent },
+                id: labels::id(volume.as_ref()),
+                spec_hash: None,
+                profile: None,
+                image: volume.as_ref().and_then(|labels| labels.get(labels::IMAGE).cloned()),
+                endpoint: None,
+                container: None,
+                volume: volume.map(|_| self.instance.volume_name()),
+                reason: None,
+            });
+        };
+        let (state, reason) = container.observe();
+        Ok(Observed {
+            state,
+            id: labels::id(Some(&container.labels)),
+            spec_hash: container.label(labels::SPEC_HASH),
+            profile: container.label(labels::PROFILE),
+            image: container.label(labels::IMAGE),
+            endpoint: container.port.map(|port| self.endpoint(port)),
+            container: Some(self.instance.container_name()),
+            volume: Some(self.instance.volume_name()),
+            reason,
+        })
+    }
+
+    async fn start(&self, request: &StartRequest) -> Result<Started> {
+        self.start_instance(request).await
+    }
+
+    async fn check_alive(&self) -> Result<()> {
+        let name = self.instance.container_name();
+        match self.container().await? {
+            Some(container) if container.state.running.unwrap_or_default() => Ok(()),
+            Some(container) => Err(self.ended(&name, &container.state).await),
+            None => Err(Error::failed(format!("the container `{name}` was removed while tfdev waited for it"))
+                .hint("run `tfdev up` again")),
+        }
+    }
+
+    async fn stop(&self) -> Result<bool> {
+        let Some(container) = self.container().await? else { return Ok(false) };
+        let name = self.instance.container_name();
+        if container.is_paused() {
+            // A paused process hears no signal.
+            self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
+        }
+        let was_running = container.state.running.unwrap_or_default();
+        if was_running {
+            self.stop_container(&name).await?;
+        }
+        Ok(was_running)
+    }
+
+    async fn destroy(&self) -> Result<Vec<String>> {
+        let mut removed = Vec::new();
+        if self.container().await?.is_some() {
+            let name = self.instance.container_name();
+            self.remove_container(&name).await?;
+            removed.push(format!("container {name}"));
+        }
+        if self.volume().await?.is_some() {
+            let name = self.instance.volume_name();
+            self.docker()
+                .remove_volume(&name, None::<RemoveVolumeOptions>)
+                .await
+                .map_err(|error| failed(&format!("remove volume `{name}`"), error))?;
+            removed.push(format!("volume {name}"));
+        }
+        Ok(removed)
+    }
+
+    async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {
+        let name = self.instance.container_name();
+        let output = exec::run(self.docker(), &name, command, Some(stdin)).await?;
+        Ok(ProgramOutput { exit_code: output.exit_code, stdout: output.stdout, stderr: output.stderr })
+    }
+
+    async fn logs(
+        &self,
+        tail: Option<u32>,
+        follow: bool,
+        receive: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
+    ) -> Result<()> {
+        let name = self.instance.container_name();
+        if self.container().await?.is_none() {
+            return Err(self.instance.not_found());
+        }
+        let tail = tail.map_or_else(|| "all".to_owned(), |lines| lines.to_string());
+        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).follow(follow).tail(&tail).build();
+        let mut stream = self.docker().logs(&name, Some(options));
+        while let Some(chunk) = stream.next().await {
+            let chunk = chunk.map_err(|error| failed(&format!("read the log of container `{name}`"), error))?;
+            receive(&chunk.into_bytes())?;
+        }
+        Ok(())
+    }
+}
+
+impl DockerEngine {
+    /// The identity on the container's or the volume's label, whichever is there.
+    async fn labelled_id(&self, container: Option<&Container>) -> Result<Option<Uuid>> {
+        match container {
+            Some(container) => Ok(labels::id(Some(&container.labels))),
+            None => Ok(labels::id(self.volume().await?.as_ref())),
+        }
+    }
+}

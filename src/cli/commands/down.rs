@@ -1,0 +1,28 @@
+//! `tfdev down`.
+
+use clap::Args;
+
+use crate::cli::Session;
+use crate::down;
+use crate::error::Result;
+
+/// Stop the server and keep its data
+///
+/// The server writes everything out before it ends; the next `tfdev up` goes on from there.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Stop every instance of the project
+    #[arg(long)]
+    all: bool,
+}
+
+pub(super) async fn run(command: &Down, session: &Session) -> Result<()> {
+    let report = down::down(&session.settings, command.all, &session.events).await?;
+    session.output.result(&report, |out| {
+        for instance in &report.instances {
+            let what = if instance.changed { "stopped; its data is kept" } else { "was not running" };
+            writeln!(out, "{} {what}", instance.instance)?;
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,47 @@
+//! One file a command: its arguments, one library call, and how its report looks.
+
+pub(super) mod completions;
+pub(super) mod compose;
+pub(super) mod config;
+pub(super) mod destroy;
+pub(super) mod down;
+pub(super) mod env;
+pub(super) mod image;
+pub(super) mod init;
+pub(super) mod logs;
+pub(super) mod man;
+pub(super) mod migrate;
+pub(super) mod psql;
+pub(super) mod seed;
+pub(super) mod status;
+pub(super) mod up;
+pub(super) mod url;
+
+use std::process::ExitCode;
+
+use super::Session;
+use super::args::Command;
+use crate::error::Result;
+
+/// Runs a command that needs a project.
+pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode> {
+    match command {
+        Command::Up(command) => up::run(&command, session).await?,
+        Command::Down(command) => down::run(&command, session).await?,
+        Command::Destroy(command) => destroy::run(&command, session).await?,
+        Command::Status(command) => status::run(&command, session).await?,
+        Command::Url(command) => url::run(&command, session).await?,
+        Command::Env(command) => env::run(&command, session).await?,
+        Command::Psql(command) => return psql::run(&command, session).await,
+        Command::Logs(command) => logs::run(&command, session).await?,
+        Command::Migrate(command) => migrate::run(command, session).await?,
+        Command::Seed(command) => seed::run(&command, session).await?,
+        Command::Image(command) => image::run(command, session).await?,
+        Command::Compose(command) => compose::run(&command, session)?,
+        Command::Config(command) => config::run(&command, session)?,
+        Command::Init(command) => init::run(&command, session)?,
+        Command::Completions(command) => return completions::run(&command),
+        Command::Man(command) => return man::run(&command, &session.output),
+    }
+    Ok(ExitCode::SUCCESS)
+}

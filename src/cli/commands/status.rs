@@ -1,0 +1,49 @@
+//! `tfdev status`.
+
+use std::io::Write;
+
+use clap::Args;
+
+use crate::cli::Session;
+use crate::error::Result;
+use crate::status::{self, StatusReport};
+
+/// Show what runs, and how full it is
+#[derive(Debug, Args)]
+pub struct Status {}
+
+pub(super) async fn run(_: &Status, session: &Session) -> Result<()> {
+    let report = status::status(&session.settings, &session.events).await?;
+    session.output.result(&report, |out| write_report(&report, out))
+}
+
+fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<()> {
+    let mut row = |name: &str, value: &str| writeln!(out, "{name:<12}{value}");
+    row("instance", &format!("{} of {}", report.instance, report.project))?;
+    let reason = report.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    row("state", &format!("{}{reason}", report.state))?;
+    row("engine", &report.engine.to_string())?;
+    if let Some(profile) = &report.profile {
+        row("profile", profile)?;
+    }
+    if let Some(image) = &report.image {
+        row("image", image)?;
+    }
+    if let (Some(host), Some(port)) = (&report.host, report.port) {
+        row("endpoint", &format!("{host}:{port}, database {}, role {}", report.database, report.user))?;
+    }
+    if let Some(migrations) = &report.migrations {
+        row("migrations", &format!("{} of {} applied", migrations.applied, migrations.total))?;
+    }
+    if let Some(seed) = &report.seed {
+        row("data set", &seed.dataset)?;
+    }
+    if let Some(storage) = &report.storage {
+        let mebibytes = |bytes: u64| bytes / (1024 * 1024);
+        row("storage", &format!("{} MB of {} MB", mebibytes(storage.used_bytes), mebibytes(storage.limit_bytes)))?;
+    }
+    if let Some(connections) = &report.connections {
+        row("connections", &format!("{} of {}", connections.used, connections.max))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,104 @@
+//! The command line: arguments in, one library call, a report out.
+//!
+//! What must hold: data goes to standard output and everything else to standard error; with `--json` standard output is
+//! exactly one JSON document, and an error is one JSON object on standard error; exit statuses are those of `CLI.md`.
+
+pub mod args;
+mod commands;
+mod exit;
+mod output;
+mod progress;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use self::args::{Arguments, Command};
+use self::output::Output;
+use crate::config::{Environment, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Events;
+
+/// What a command works with.
+pub(crate) struct Session {
+    pub(crate) settings: Settings,
+    pub(crate) events: Events,
+    pub(crate) output: Output,
+}
+
+/// Runs the program with the process's arguments.
+pub fn main() -> ExitCode {
+    let environment = Environment::read();
+    if let Some(code) = environment.restart_without_unwanted() {
+        return code;
+    }
+    let raw: Vec<_> = std::env::args_os().collect();
+    let matches = match Arguments::command().try_get_matches_from(&raw) {
+        Ok(matches) => matches,
+        Err(error) => return exit::of_usage(&error, raw.iter().any(|argument| argument == "--json")),
+    };
+    let arguments = match Arguments::from_arg_matches(&matches) {
+        Ok(arguments) => arguments,
+        Err(error) => return exit::of_usage(&error, false),
+    };
+    let output = Output::new(&arguments.global, &environment);
+    match run(&matches, arguments, &environment, &output) {
+        Ok(code) => code,
+        Err(error) => {
+            output.error(&error);
+            exit::code(error.kind())
+        }
+    }
+}
+
+fn run(
+    matches: &clap::ArgMatches,
+    arguments: Arguments,
+    environment: &Environment,
+    output: &Output,
+) -> Result<ExitCode> {
+    match arguments.command {
+        // These need no project.
+        Command::Completions(command) => return commands::completions::run(&command),
+        Command::Man(command) => return commands::man::run(&command, output),
+        _ => {}
+    }
+    let flags = args::flags(matches, &arguments.global);
+    let settings = Settings::resolve(&flags, environment)?;
+    let events = progress::events(output);
+    let session = Session { settings, events, output: output.clone() };
+    // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed("cannot start the asynchronous runtime").caused_by(error))?;
+    let result = runtime.block_on(async {
+        if arguments.command.handles_interrupts() {
+            return commands::run(arguments.command, &session).await;
+        }
+        tokio::select! {
+            result = commands::run(arguments.command, &session) => result,
+            () = interrupted() => Err(Error::new(ErrorKind::Interrupted, "interrupted")
+                .hint("run the same command again: it goes on from where this one was")),
+        }
+    });
+    // A blocking read of the terminal must not keep the program from ending.
+    runtime.shutdown_background();
+    result
+}
+
+/// Waits for Ctrl-C or, where there is such a thing, for SIGTERM.
+async fn interrupted() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminate) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            return;
+        }
+    }
+    let _ = tokio::signal::ctrl_c().await;
+}

@@ -1,0 +1,98 @@
+//! `compose`: the [`ServerSpec`] as a Compose file.
+//!
+//! What must hold: the file says what the engine is told, row for row; it holds no secret; and its volume is its own,
+//! because two servers on one data folder would destroy it.
+
+use std::fmt::Write;
+
+use crate::config::{PortChoice, Settings};
+use crate::engine::docker::container;
+use crate::error::Result;
+use crate::event::Events;
+use crate::image;
+use crate::instance::Instance;
+use crate::profile::{self, DataPlacement};
+use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+
+/// Renders the Compose file of the settled instance. It needs no engine.
+pub fn render(settings: &Settings, events: &Events) -> Result<String> {
+    let instance = Instance::of(settings)?;
+    let record = instance.read_record(events)?;
+    let profile = profile::resolve(settings.profile_name(), &settings.profiles)?;
+    let requested = settings.image.as_ref().map(|image| image.value.clone());
+    let recorded = record.as_ref().and_then(|record| record.image.clone());
+    let name = requested.or(recorded).unwrap_or_else(|| image::OFFICIAL.to_owned());
+    let port = match settings.database.port.value {
+        PortChoice::Fixed(port) => port,
+        PortChoice::Auto => record.and_then(|record| record.port).unwrap_or(container::PREFERRED_PORT),
+    };
+    let spec = ServerSpec::new(&profile, &name, "", settings.database.port.value);
+    Ok(document(&instance, &spec, &settings.database.name.value, port))
+}
+
+/// A YAML scalar: a JSON string is one, and Compose wants each `$` twice.
+fn scalar(text: &str) -> String {
+    serde_json::Value::from(text.replace('$', "$$")).to_string()
+}
+
+fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -> String {
+    let mut text = String::new();
+    let mut line = |indent: usize, content: &str| {
+        writeln!(text, "{:indent$}{content}", "").expect("writing to a String cannot fail");
+    };
+    let service = &instance.name;
+    line(0, &format!("# PostgreSQL 15 with the profile `{}`, as `tfdev up` runs it. Made by `tfdev compose`.", spec.profile));
+    line(0, "# Put a password of your own into the file `superuser-password` beside this one (chmod 600).");
+    line(0, &format!("name: {}", scalar(&format!("{}-compose", instance.compose_project()))));
+    line(0, "services:");
+    line(2, &format!("{service}:"));
+    line(4, &format!("image: {}", scalar(&spec.image)));
+    line(4, "command:");
+    for argument in spec.command() {
+        line(6, &format!("- {}", scalar(&argument)));
+    }
+    line(4, "environment:");
+    for (name, value) in [
+        ("POSTGRES_USER", SUPERUSER),
+        ("POSTGRES_DB", database),
+        ("POSTGRES_PASSWORD_FILE", "/run/secrets/superuser-password"),
+        ("POSTGRES_INITDB_ARGS", INITDB_ARGUMENTS),
+        ("PGDATA", DATA_DIRECTORY),
+    ] {
+        line(6, &format!("{name}: {}", scalar(value)));
+    }
+    line(4, "secrets:");
+    line(6, "- superuser-password");
+    line(4, "ports:");
+    line(6, &format!("- {}", scalar(&format!("127.0.0.1:{port}:5432"))));
+    match spec.data {
+        DataPlacement::Volume => {
+            line(4, "volumes:");
+            line(6, &format!("- {}", scalar(&format!("{service}-data:{DATA_DIRECTORY}"))));
+        }
+        DataPlacement::Memory => {
+            line(4, "tmpfs:");
+            line(6, &format!("- {}", scalar(&format!("{DATA_DIRECTORY}:size={}", spec.limits.storage_bytes))));
+        }
+    }
+    line(4, &format!("mem_limit: {}", spec.limits.memory_bytes));
+    if let Some(nano_cpus) = spec.limits.nano_cpus {
+        // Thousandths are finer than any limit that people set.
+        line(4, &format!("cpus: {}.{:03}", nano_cpus / 1_000_000_000, nano_cpus / 1_000_000 % 1000));
+    }
+    line(4, &format!("shm_size: {}", spec.limits.shm_bytes));
+    line(4, &format!("stop_grace_period: {STOP_TIMEOUT_SECONDS}s"));
+    line(4, "healthcheck:");
+    line(6, &format!("test: [\"CMD-SHELL\", {}]", scalar(&container::healthcheck_command())));
+    for (name, value) in [("interval", "30s"), ("timeout", "5s"), ("retries", "3"), ("start_period", "60s")] {
+        line(6, &format!("{name}: {value}"));
+    }
+    if spec.data == DataPlacement::Volume {
+        line(0, "volumes:");
+        line(2, &format!("{service}-data: {{}}"));
+    }
+    line(0, "secrets:");
+    line(2, "superuser-password:");
+    line(4, "file: ./superuser-password");
+    text
+}

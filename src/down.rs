@@ -1,0 +1,96 @@
+//! `down` and `destroy`: stopping instances, and removing them with their data.
+//!
+//! What must hold: `down` loses nothing; `destroy` removes only what carries the labels of the very instance, and the
+//! record of an instance goes after its data, so that a kill in between leaves something that can be destroyed again.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::config::Settings;
+use crate::engine;
+use crate::error::Result;
+use crate::event::Events;
+use crate::instance::Instance;
+
+/// What `down` did.
+#[derive(Debug, Serialize)]
+pub struct DownReport {
+    /// The project's key.
+    pub project: String,
+    /// The instances that were looked at.
+    pub instances: Vec<Stopped>,
+}
+
+/// What `down` did to one instance.
+#[derive(Debug, Serialize)]
+pub struct Stopped {
+    /// The instance.
+    pub instance: String,
+    /// Whether it was running before.
+    pub changed: bool,
+}
+
+/// What `destroy` did.
+#[derive(Debug, Serialize)]
+pub struct DestroyReport {
+    /// The project's key.
+    pub project: String,
+    /// The instances that were looked at.
+    pub instances: Vec<Destroyed>,
+}
+
+/// What `destroy` did to one instance.
+#[derive(Debug, Serialize)]
+pub struct Destroyed {
+    /// The instance.
+    pub instance: String,
+    /// What was removed, in words.
+    pub removed: Vec<String>,
+}
+
+/// The instances that a command works on: the settled one, or all that the project has a record of, the settled one
+/// among them.
+pub fn instances(settings: &Settings, all: bool) -> Result<Vec<Instance>> {
+    let settled = Instance::of(settings)?;
+    if !all {
+        return Ok(vec![settled]);
+    }
+    let mut instances = settled.siblings()?;
+    if instances.iter().all(|instance| instance.name != settled.name) {
+        instances.insert(0, settled);
+    }
+    Ok(instances)
+}
+
+/// Stops the settled instance, or all of the project's, and keeps their data.
+pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<DownReport> {
+    let mut stopped = Vec::new();
+    let instances = instances(settings, all)?;
+    for instance in &instances {
+        let _lock = instance.lock("down", Duration::from_secs(settings.timeout_seconds.value)).await?;
+        let engine = engine::choose(settings, instance, events).await?;
+        events.started(format!("Stopping {}", instance.container_name()));
+        let changed = engine.stop().await?;
+        if !all && !changed && engine.observe().await?.state == engine::State::Absent {
+            return Err(instance.not_found());
+        }
+        stopped.push(Stopped { instance: instance.name.clone(), changed });
+    }
+    Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
+}
+
+/// Removes the settled instance, or all of the project's, with their data.
+pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<DestroyReport> {
+    let mut destroyed = Vec::new();
+    let instances = instances(settings, all)?;
+    for instance in &instances {
+        let _lock = instance.lock("destroy", Duration::from_secs(settings.timeout_seconds.value)).await?;
+        let engine = engine::choose(settings, instance, events).await?;
+        events.started(format!("Removing {}", instance.container_name()));
+        let removed = engine.destroy().await?;
+        instance.remove_state()?;
+        destroyed.push(Destroyed { instance: instance.name.clone(), removed });
+    }
+    Ok(DestroyReport { project: instances[0].project.clone(), instances: destroyed })
+}

@@ -1,0 +1,111 @@
+//! The container and volume of a [`ServerSpec`]: pure descriptions for the engine's API.
+//!
+//! What must hold: the server is published on the address it is told to and on no other; no secret is in a command line,
+//! an environment variable or a label; and there is no bind mount, so that a remote daemon works like a local one.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HealthConfig, HostConfig, Mount, MountType, PortBinding, VolumeCreateRequest,
+};
+use uuid::Uuid;
+
+use super::labels;
+use crate::instance::Instance;
+use crate::profile::DataPlacement;
+use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+
+/// The server's port inside the container, as the engine's API writes it.
+pub const SERVER_PORT: &str = "5432/tcp";
+
+/// The folder inside the container that holds what tfdev uploads.
+pub const SECRETS_DIRECTORY: &str = "etc/tfdev";
+
+/// The superuser's password inside the container.
+pub const PASSWORD_FILE: &str = "/etc/tfdev/superuser-password";
+
+const SECOND: i64 = 1_000_000_000;
+
+/// The environment of the server's container: where the secret is, never the secret.
+pub fn environment() -> Vec<String> {
+    vec![
+        format!("POSTGRES_USER={SUPERUSER}"),
+        format!("POSTGRES_DB={SUPERUSER}"),
+        format!("POSTGRES_PASSWORD_FILE={PASSWORD_FILE}"),
+        format!("POSTGRES_INITDB_ARGS={INITDB_ARGUMENTS}"),
+        format!("PGDATA={DATA_DIRECTORY}"),
+    ]
+}
+
+/// The healthcheck that other tools see. tfdev itself never waits for it: readiness is a login.
+pub fn healthcheck_command() -> String {
+    format!("pg_isready --quiet --host 127.0.0.1 --username {SUPERUSER} --dbname {SUPERUSER}")
+}
+
+/// Publishes the server's port on `address`; an empty port lets the engine choose one.
+pub fn published_on(address: &str, port: Option<u16>) -> HashMap<String, Option<Vec<PortBinding>>> {
+    let binding = PortBinding {
+        host_ip: Some(address.to_owned()),
+        host_port: Some(port.map(|port| port.to_string()).unwrap_or_default()),
+    };
+    HashMap::from([(SERVER_PORT.to_owned(), Some(vec![binding]))])
+}
+
+/// The container that runs `spec`.
+pub fn body(
+    instance: &Instance,
+    id: Uuid,
+    spec: &ServerSpec,
+    address: &str,
+    port: Option<u16>,
+) -> ContainerCreateBody {
+    let limits = &spec.limits;
+    let mut host_config = HostConfig {
+        port_bindings: Some(published_on(address, port)),
+        memory: Some(limits.memory_bytes.cast_signed()),
+        nano_cpus: limits.nano_cpus.map(u64::cast_signed),
+        shm_size: Some(limits.shm_bytes.cast_signed()),
+        ..HostConfig::default()
+    };
+    match spec.data {
+        DataPlacement::Volume => {
+            host_config.mounts = Some(vec![Mount {
+                target: Some(DATA_DIRECTORY.to_owned()),
+                source: Some(instance.volume_name()),
+                typ: Some(MountType::VOLUME),
+                ..Mount::default()
+            }]);
+        }
+        DataPlacement::Memory => {
+            let options = format!("rw,nosuid,nodev,size={}", limits.storage_bytes);
+            host_config.tmpfs = Some(HashMap::from([(DATA_DIRECTORY.to_owned(), options)]));
+        }
+    }
+    ContainerCreateBody {
+        image: Some(spec.image_id.clone()),
+        cmd: Some(spec.command()),
+        env: Some(environment()),
+        labels: Some(labels::of_container(instance, id, spec)),
+        exposed_ports: Some(vec![SERVER_PORT.to_owned()]),
+        healthcheck: Some(HealthConfig {
+            test: Some(vec!["CMD-SHELL".to_owned(), healthcheck_command()]),
+            interval: Some(30 * SECOND),
+            timeout: Some(5 * SECOND),
+            retries: Some(3),
+            start_period: Some(60 * SECOND),
+            start_interval: None,
+        }),
+        stop_timeout: Some(STOP_TIMEOUT_SECONDS),
+        host_config: Some(host_config),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// The volume that holds the data of `spec`.
+pub fn volume(instance: &Instance, id: Uuid, spec: &ServerSpec) -> VolumeCreateRequest {
+    VolumeCreateRequest {
+        name: Some(instance.volume_name()),
+        labels: Some(labels::of_volume(instance, id, spec)),
+        ..VolumeCreateRequest::default()
+    }
+}

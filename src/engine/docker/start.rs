@@ -1,0 +1,382 @@
+//! Starting an instance: the container is made or made anew, its volume is filled once, and the port is settled.
+//!
+//! What must hold: each step can be the last one before a kill, and the next call goes on from there. The volume is
+//! filled only while no server has ever run on it, which its own contents prove.
+
+use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::{
+    ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
+    ListContainersOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
+};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
+use super::cluster::{Cluster, MARKER};
+use super::errors::{failed, is_conflict, is_not_found, port_taken};
+use super::{Container, DockerEngine, container, labels, ports};
+use crate::config::PortChoice;
+use crate::engine::{StartRequest, Started};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::instance::Password;
+use crate::profile::DataPlacement;
+use crate::spec::{DATA_DIRECTORY, POSTGRES_MAJOR};
+
+/// What a volume holds, as its files tell.
+enum Contents {
+    /// Nothing, or a copy that was cut off before any server ran on it.
+    Fresh,
+    /// A data folder of this major version, whole.
+    Complete,
+}
+
+impl DockerEngine {
+    pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
+        let found = self.container().await?;
+        self.check_identity(request, found.as_ref()).await?;
+        let hash = request.spec.hash();
+        if let Some(found) = &found {
+            let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash);
+            if same && found.is_running() && found.port.is_some() {
+                return self.started(false, false, None).await;
+            }
+            if same && found.is_paused() {
+                let name = self.instance.container_name();
+                self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
+                return self.started(false, false, None).await;
+            }
+            if same && !found.is_running() {
+                if let Some(started) = self.start_again(request, found).await? {
+                    return Ok(started);
+                }
+            }
+            self.take_away(found).await?;
+        }
+        self.create_and_start(request).await
+    }
+
+    /// Refuses a container or volume whose identity is not the one on record.
+    async fn check_identity(&self, request: &StartRequest, found: Option<&Container>) -> Result<()> {
+        let Some(id) = self.labelled_id(found).await? else { return Ok(()) };
+        if id == request.id {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!(
+                "the data in `{}` belongs to instance {id}, and the record of this checkout names instance {}",
+                self.instance.volume_name(),
+                request.id
+            ),
+        )
+        .hint(format!(
+            "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
+            self.instance.state_dir.display()
+        )))
+    }
+
+    /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
+    async fn start_again(&self, request: &StartRequest, found: &Container) -> Result<Option<Started>> {
+        if request.spec.data == DataPlacement::Volume {
+            match self.contents().await? {
+                Contents::Complete => {}
+                Contents::Fresh => return Ok(None),
+            }
+        }
+        self.explain_last_end(found);
+        match self.start_container().await {
+            Ok(()) => Ok(Some(self.started(false, true, None).await?)),
+            Err(error) if port_taken(&error).is_some() => {
+                if let PortChoice::Fixed(port) = request.spec.port {
+                    return Err(self.taken(port).await);
+                }
+                Ok(None)
+            }
+            Err(error) => Err(failed(&format!("start container `{}`", self.instance.container_name()), error)),
+        }
+    }
+
+    /// Says why the server was not running, if it did not stop in order.
+    fn explain_last_end(&self, found: &Container) {
+        if let (crate::engine::State::Crashed, Some(reason)) = found.observe() {
+            self.events.warning(format!("the server was not stopped in order: {reason}; PostgreSQL recovers by itself"));
+        }
+    }
+
+    /// Removes a container that differs from what it should be. Its data stays in the volume.
+    async fn take_away(&self, found: &Container) -> Result<()> {
+        let name = self.instance.container_name();
+        if found.state.running.unwrap_or_default() {
+            self.events.note("The server's settings or image changed: it is restarted, its data stays");
+            if found.is_paused() {
+                self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
+            }
+            self.stop_container(&name).await?;
+        }
+        self.remove_container(&name).await
+    }
+
+    /// Makes the container with the first port that is free, fills the volume if it is new, and starts the server.
+    async fn create_and_start(&self, request: &StartRequest) -> Result<Started> {
+        let volume = request.spec.data == DataPlacement::Volume;
+        let cluster = if volume && self.volume().await?.is_none() {
+            let cluster = self.cluster(&request.spec).await?;
+            self.create_volume(request).await?;
+            Some(cluster)
+        } else {
+            None
+        };
+        let local = self.connection.endpoint.is_local();
+        let candidates = ports::candidates(request.spec.port, request.last_port, &self.instance);
+        let mut first_password = None;
+        for port in candidates {
+            if local && request.spec.port == PortChoice::Auto && ports::looks_taken(port) {
+                continue;
+            }
+            self.create_container(request, port).await?;
+            let mut created = false;
+            if volume {
+                (created, first_password) = self.fill(request, cluster.as_ref(), first_password).await?;
+            }
+            match self.start_container().await {
+                Ok(()) => {
+                    self.say_port(request, port);
+                    let created = created || first_password.is_some() || !volume;
+                    return self.started(created, true, first_password).await;
+                }
+                Err(error) if port_taken(&error).is_some() => {
+                    let name = self.instance.container_name();
+                    if let PortChoice::Fixed(port) = request.spec.port {
+                        let explained = self.taken(port).await;
+                        self.remove_container(&name).await?;
+                        return Err(explained);
+                    }
+                    self.events.detail(format!("port {port} is taken"));
+                    self.remove_container(&name).await?;
+                }
+                Err(error) => {
+                    return Err(failed(&format!("start container `{}`", self.instance.container_name()), error));
+                }
+            }
+        }
+        Err(Error::new(ErrorKind::Conflict, "none of the ports that tfdev would use is free")
+            .hint("name a free one with `port` in the section `[database]` of tfdev.toml"))
+    }
+
+    /// Says which port it became if that is not what a person would guess.
+    fn say_port(&self, request: &StartRequest, port: u16) {
+        let usual = request.last_port.unwrap_or(ports::PREFERRED);
+        if request.spec.port == PortChoice::Auto && port != usual {
+            self.events.note(format!("Port {usual} is taken by something else, so this instance has port {port} from now on"));
+        }
+    }
+
+    async fn create_volume(&self, request: &StartRequest) -> Result<()> {
+        let body = container::volume(&self.instance, request.id, &request.spec);
+        let name = self.instance.volume_name();
+        self.docker().create_volume(body).await.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
+        // Another user of the same daemon may have made one of the same name in the meantime.
+        self.volume().await?;
+        Ok(())
+    }
+
+    async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
+        let name = self.instance.container_name();
+        let address = self.connection.endpoint.publish_address();
+        let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
+        match self.create_named(&name, body.clone()).await {
+            Err(error) if is_conflict(&error) => {
+                // Ours, from a run that was killed or by hand: `container` refuses what is not ours.
+                self.container().await?;
+                self.remove_container(&name).await?;
+                self.create_named(&name, body).await
+            }
+            other => other,
+        }
+        .map_err(|error| failed(&format!("create container `{name}`"), error))?;
+        let owner = self.file_owner(&request.spec.image_id);
+        self.upload_password(&name, &request.superuser_password, owner).await
+    }
+
+    pub(super) async fn create_named(
+        &self,
+        name: &str,
+        body: ContainerCreateBody,
+    ) -> Result<(), bollard::errors::Error> {
+        let options = CreateContainerOptionsBuilder::default().name(name).build();
+        self.docker().create_container(Some(options), body).await.map(|_| ())
+    }
+
+    async fn start_container(&self) -> Result<(), bollard::errors::Error> {
+        self.docker().start_container(&self.instance.container_name(), None::<StartContainerOptions>).await
+    }
+
+    /// Puts the superuser's password into the container, readable by the server's user alone.
+    pub(super) async fn upload_password(&self, name: &str, password: &Password, owner: Option<(u64, u64)>) -> Result<()> {
+        let what = || format!("upload the password file into container `{name}`");
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut folder = tar::Header::new_ustar();
+        folder.set_entry_type(tar::EntryType::Directory);
+        folder.set_mode(0o755);
+        folder.set_size(0);
+        builder
+            .append_data(&mut folder, format!("{}/", container::SECRETS_DIRECTORY), std::io::empty())
+            .or_failed(what)?;
+        let mut header = tar::Header::new_ustar();
+        // Who runs the server is known from the image's data folder. Where that was never made, for data in memory, the
+        // file must be readable for a user of unknown number; in there are only root and the server.
+        header.set_mode(if owner.is_some() { 0o400 } else { 0o444 });
+        let (user, group) = owner.unwrap_or_default();
+        header.set_uid(user);
+        header.set_gid(group);
+        header.set_size(password.expose().len() as u64);
+        let path = container::PASSWORD_FILE.trim_start_matches('/');
+        builder.append_data(&mut header, path, password.expose().as_bytes()).or_failed(what)?;
+        let tar = builder.into_inner().or_failed(what)?;
+        let options = UploadToContainerOptionsBuilder::default().path("/").build();
+        self.docker()
+            .upload_to_container(name, Some(options), bollard::body_full(Bytes::from(tar)))
+            .await
+            .map_err(|error| failed(&what(), error))
+    }
+
+    /// Fills the volume unless it is complete. Returns whether this call filled it, and the password the copy came with.
+    async fn fill(
+        &self,
+        request: &StartRequest,
+        cluster: Option<&Cluster>,
+        before: Option<Password>,
+    ) -> Result<(bool, Option<Password>)> {
+        if let Contents::Complete = self.contents().await? {
+            return Ok((before.is_some(), before));
+        }
+        let cluster = match cluster {
+            Some(cluster) => cluster.clone(),
+            None => self.cluster(&request.spec).await?,
+        };
+        let password = Password::from(cluster.index.password.clone());
+        self.upload_cluster(request, cluster).await?;
+        Ok((true, Some(password)))
+    }
+
+    async fn upload_cluster(&self, request: &StartRequest, cluster: Cluster) -> Result<()> {
+        let name = self.instance.container_name();
+        let marker = serde_json::json!({
+            "id": request.id, "project": self.instance.project, "instance": self.instance.name,
+            "image": request.spec.image, "image_id": request.spec.image_id,
+        })
+        .to_string();
+        let (sender, receiver) = mpsc::channel::<Bytes>(4);
+        let id = request.id;
+        let reader = tokio::task::spawn_blocking(move || {
+            cluster.copy(id, &marker, |piece| sender.blocking_send(piece).is_ok())
+        });
+        let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|piece| (piece, receiver))
+        });
+        let options = UploadToContainerOptionsBuilder::default().path(DATA_DIRECTORY).build();
+        let uploaded = self.docker().upload_to_container(&name, Some(options), bollard::body_stream(pieces)).await;
+        reader.await.or_failed(|| "reading the cached data folder was cut off")??;
+        uploaded.map_err(|error| failed(&format!("fill volume `{}`", self.instance.volume_name()), error))
+    }
+
+    /// What the volume of the (not running) container holds.
+    async fn contents(&self) -> Result<Contents> {
+        let volume = self.instance.volume_name();
+        if self.has_file(MARKER).await? {
+            let version = self.read_file("PG_VERSION").await?;
+            let version = version.trim();
+            if version == POSTGRES_MAJOR.to_string() {
+                return Ok(Contents::Complete);
+            }
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("the volume `{volume}` holds data of PostgreSQL {version}, and tfdev runs {POSTGRES_MAJOR}"),
+            )
+            .hint(format!(
+                "dump it with a PostgreSQL {version} server (`docker run -v {volume}:{DATA_DIRECTORY} postgres:{version}-alpine`, \
+                 then `pg_dump`), run `tfdev destroy` and `tfdev up`, and load the dump"
+            )));
+        }
+        if self.has_file("postmaster.opts").await? {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("the volume `{volume}` has this project's label, but a data folder that tfdev did not make"),
+            )
+            .hint("if nothing in it is needed, remove it with `tfdev destroy`; else copy it away first"));
+        }
+        Ok(Contents::Fresh)
+    }
+
+    async fn has_file(&self, file: &str) -> Result<bool> {
+        let name = self.instance.container_name();
+        let path = format!("{DATA_DIRECTORY}/{file}");
+        let options = ContainerArchiveInfoOptionsBuilder::default().path(&path).build();
+        match self.docker().get_container_archive_info(&name, Some(options)).await {
+            Ok(_) => Ok(true),
+            Err(error) if is_not_found(&error) => Ok(false),
+            Err(error) => Err(failed(&format!("look for `{path}` in container `{name}`"), error)),
+        }
+    }
+
+    async fn read_file(&self, file: &str) -> Result<String> {
+        let name = self.instance.container_name();
+        let path = format!("{DATA_DIRECTORY}/{file}");
+        let what = || format!("read `{path}` in container `{name}`");
+        let options = DownloadFromContainerOptionsBuilder::default().path(&path).build();
+        let mut stream = self.docker().download_from_container(&name, Some(options));
+        let mut tar = Vec::new();
+        while let Some(piece) = stream.next().await {
+            tar.extend_from_slice(&piece.map_err(|error| failed(&what(), error))?);
+        }
+        let mut archive = tar::Archive::new(tar.as_slice());
+        let mut text = String::new();
+        if let Some(entry) = archive.entries().or_failed(what)?.next() {
+            std::io::Read::read_to_string(&mut entry.or_failed(what)?, &mut text).or_failed(what)?;
+        }
+        Ok(text)
+    }
+
+    /// Who holds a port, for an error.
+    async fn taken(&self, port: u16) -> Error {
+        let list = ListContainersOptionsBuilder::default().build();
+        let containers = self.docker().list_containers(Some(list)).await.unwrap_or_default();
+        let holder = containers.into_iter().find(|container| {
+            let mut ports = container.ports.iter().flatten();
+            ports.any(|published| published.public_port == Some(port))
+        });
+        let who = holder.and_then(|container| container.names?.first().cloned()).map_or_else(
+            || "another program".to_owned(),
+            |name| format!("the container `{}`", name.trim_start_matches('/')),
+        );
+        Error::new(ErrorKind::Conflict, format!("port {port} is taken by {who}"))
+            .hint("stop it, or set another `port` (or \"auto\") in the section `[database]` of tfdev.toml")
+    }
+
+    async fn started(
+        &self,
+        created: bool,
+        started: bool,
+        first_password: Option<Password>,
+    ) -> Result<Started> {
+        let name = self.instance.container_name();
+        let Some(found) = self.container().await? else {
+            return Err(Error::failed(format!("the container `{name}` was removed while tfdev started it"))
+                .hint("run `tfdev up` again"));
+        };
+        let Some(port) = found.port else {
+            // A container that ended at once has no published port any more.
+            self.check_alive_now(&found).await?;
+            return Err(Error::failed(format!("the engine published no port for container `{name}`"))
+                .hint(format!("look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`")));
+        };
+        Ok(Started { created, started, endpoint: self.endpoint(port), first_password })
+    }
+
+    async fn check_alive_now(&self, found: &Container) -> Result<()> {
+        if found.state.running.unwrap_or_default() {
+            return Ok(());
+        }
+        Err(self.ended(&self.instance.container_name(), &found.state).await)
+    }
+}

@@ -1,0 +1,173 @@
+//! Making the cached data folder of an image: its own initialisation runs once, in a container that is thrown away.
+//!
+//! What must hold: one process at a time makes the folder of an image (a file lock); a container that a killed run left
+//! behind is removed by the next one, known by its label; and the container never outlives its use.
+
+use std::io::Read;
+use std::time::Instant;
+
+use bollard::models::{ContainerCreateBody, HostConfig};
+use bollard::query_parameters::{
+    DownloadFromContainerOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder, StartContainerOptions,
+};
+use futures_util::StreamExt;
+use sha2::{Digest, Sha256};
+use tokio::sync::mpsc;
+
+use super::cluster::{self, Cluster};
+use super::errors::failed;
+use super::{Container, DockerEngine, container, labels};
+use crate::error::{Context, Error, Result};
+use crate::instance::{FileLock, Password};
+use crate::pg::{self, Login};
+use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, SUPERUSER, ServerSpec, hexadecimal};
+
+/// Settings of the throw-away server: what it writes need not survive a crash.
+const SETTINGS: [&str; 5] =
+    ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_wal_senders=0", "wal_level=minimal"];
+
+/// The name of the cached data folder of an image.
+fn key(image_id: &str) -> String {
+    hexadecimal(&Sha256::digest(format!("{image_id}\0{INITDB_ARGUMENTS}"))[..8])
+}
+
+impl DockerEngine {
+    /// The cached data folder for the image of `spec`, made now if there is none.
+    pub(super) async fn cluster(&self, spec: &ServerSpec) -> Result<Cluster> {
+        let key = key(&spec.image_id);
+        if let Some(cluster) = cluster::find(&self.cluster_dir, &key) {
+            return Ok(cluster);
+        }
+        let lock_path = self.cluster_dir.join(format!("{key}.lock"));
+        let _lock = FileLock::acquire(&lock_path, "preparing a data folder", self.timeout).await?;
+        if let Some(cluster) = cluster::find(&self.cluster_dir, &key) {
+            return Ok(cluster);
+        }
+        let start = Instant::now();
+        self.events.started(format!("Preparing {} (once for this image)", spec.image));
+        self.remove_leftovers(&key).await?;
+        let name = format!("tfdev-cluster-{key}");
+        let made = self.make_cluster(spec, &key, &name).await;
+        self.remove_container(&name).await?;
+        let cluster = made?;
+        self.events.finished(format!("Prepared {}", spec.image), start.elapsed());
+        Ok(cluster)
+    }
+
+    /// Who owns the server's files in the image, if its data folder was made before.
+    pub(super) fn file_owner(&self, image_id: &str) -> Option<(u64, u64)> {
+        cluster::find(&self.cluster_dir, &key(image_id)).map(|cluster| (cluster.index.user_id, cluster.index.group_id))
+    }
+
+    async fn remove_leftovers(&self, key: &str) -> Result<()> {
+        let filter = labels::filter(labels::CLUSTER, key);
+        let options = ListContainersOptionsBuilder::default().all(true).filters(&filter).build();
+        let found = self.docker().list_containers(Some(options)).await;
+        for left in found.map_err(|error| failed("list containers", error))? {
+            if let Some(id) = left.id {
+                self.remove_container(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn make_cluster(&self, spec: &ServerSpec, key: &str, name: &str) -> Result<Cluster> {
+        let password = Password::random();
+        let address = self.connection.endpoint.publish_address();
+        let settings = SETTINGS.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]);
+        let body = ContainerCreateBody {
+            image: Some(spec.image_id.clone()),
+            cmd: Some(std::iter::once("postgres".to_owned()).chain(settings).collect()),
+            env: Some(container::environment()),
+            labels: Some([(labels::CLUSTER.to_owned(), key.to_owned())].into()),
+            exposed_ports: Some(vec![container::SERVER_PORT.to_owned()]),
+            host_config: Some(HostConfig {
+                port_bindings: Some(container::published_on(&address, None)),
+                ..HostConfig::default()
+            }),
+            ..ContainerCreateBody::default()
+        };
+        let create = || format!("create container `{name}`");
+        self.create_named(name, body).await.map_err(|error| failed(&create(), error))?;
+        self.upload_password(name, &password, None).await?;
+        self.docker()
+            .start_container(name, None::<StartContainerOptions>)
+            .await
+            .map_err(|error| failed(&format!("start container `{name}`"), error))?;
+        self.wait_for_throwaway(name, &password).await?;
+        self.stop_container(name).await?;
+        self.download_cluster(key, name, &password).await
+    }
+
+    async fn inspect(&self, name: &str) -> Result<Container> {
+        self.docker()
+            .inspect_container(name, None::<InspectContainerOptions>)
+            .await
+            .map(Container::from)
+            .map_err(|error| failed(&format!("look at container `{name}`"), error))
+    }
+
+    /// Waits for a login over the published port, which the image's temporary server does not have.
+    async fn wait_for_throwaway(&self, name: &str, password: &Password) -> Result<()> {
+        let found = self.inspect(name).await?;
+        let Some(port) = found.port else {
+            return Err(self.ended(name, &found.state).await);
+        };
+        let login = Login {
+            host: self.connection.endpoint.database_host(),
+            port,
+            database: SUPERUSER.to_owned(),
+            user: SUPERUSER.to_owned(),
+            password: password.expose().to_owned(),
+            tls: pg::Tls::Disable,
+        };
+        let deadline = Instant::now() + self.timeout;
+        let alive = async || {
+            let found = self.inspect(name).await?;
+            if found.is_running() { Ok(()) } else { Err(self.ended(name, &found.state).await) }
+        };
+        let connection = pg::wait_ready(&login, deadline, alive).await?;
+        pg::close(connection).await;
+        Ok(())
+    }
+
+    async fn download_cluster(&self, key: &str, name: &str, password: &Password) -> Result<Cluster> {
+        let options = DownloadFromContainerOptionsBuilder::default().path(DATA_DIRECTORY).build();
+        let mut stream = self.docker().download_from_container(name, Some(options));
+        let (sender, receiver) = mpsc::channel::<bytes::Bytes>(4);
+        let (folder, key, password) = (self.cluster_dir.clone(), key.to_owned(), password.expose().to_owned());
+        let writer = tokio::task::spawn_blocking(move || {
+            cluster::keep(&folder, &key, ChannelReader { receiver, piece: bytes::Bytes::new() }, &password)
+        });
+        while let Some(piece) = stream.next().await {
+            let piece = piece.map_err(|error| failed(&format!("read the data folder of container `{name}`"), error))?;
+            if sender.send(piece).await.is_err() {
+                break;
+            }
+        }
+        drop(sender);
+        writer.await.map_err(|error| Error::failed("keeping the data folder was cut off").caused_by(error))?.or_failed(
+            || format!("cannot keep the data folder of the image under `{}`", self.cluster_dir.display()),
+        )
+    }
+}
+
+/// Reads what arrives on a channel, on a thread that may block.
+struct ChannelReader {
+    receiver: mpsc::Receiver<bytes::Bytes>,
+    piece: bytes::Bytes,
+}
+
+impl Read for ChannelReader {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.receiver.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                None => return Ok(0),
+            }
+        }
+        let length = self.piece.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&self.piece.split_to(length));
+        Ok(length)
+    }
+}

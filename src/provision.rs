@@ -1,0 +1,140 @@
+//! What tfdev makes in a server that is new: its marker, passwords of its own, the ordinary role and its database.
+//!
+//! What must hold: every part can be there already, so a run that was killed half-way is simply finished by the next; no
+//! password and no verifier reaches the server's log; and a server whose marker names another instance is refused
+//! before anything is written.
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use uuid::Uuid;
+
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::instance::{Instance, Password};
+use crate::pg::{quote, scram};
+use crate::spec::SUPERUSER;
+
+/// What a new server is to get.
+#[derive(Debug)]
+pub struct Provision<'a> {
+    /// The instance it belongs to.
+    pub instance: &'a Instance,
+    /// The instance's identity.
+    pub id: Uuid,
+    /// The project's database.
+    pub database: &'a str,
+    /// The ordinary role that owns it.
+    pub user: &'a str,
+    /// The superuser's password.
+    pub superuser_password: &'a Password,
+    /// The ordinary role's password.
+    pub user_password: &'a Password,
+}
+
+/// Finds the identity that a server carries, for a psql beside it; prints nothing if there is none.
+pub const MARKER_QUERY: &str = "SELECT to_regclass('tfdev.instance') IS NOT NULL AS marked \\gset\n\
+                                \\if :marked\nSELECT id FROM tfdev.instance;\n\\endif\n";
+
+/// What is sent before any statement that holds a verifier. A message of its own: a message's text is logged before any
+/// of it runs. The session is closed afterwards.
+const UNLOGGED: &str =
+    "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'";
+
+/// The script that sets the superuser's password from a psql beside the server.
+pub fn superuser_password_script(password: &Password) -> Result<String> {
+    let verifier = quote::literal(&scram::verifier(password.expose()))?;
+    Ok(format!("{UNLOGGED};\nALTER ROLE {} PASSWORD {verifier};\n", quote::identifier(SUPERUSER)?))
+}
+
+/// Makes what is missing. `connection` is the superuser's, to the database `postgres`. Returns the server's system
+/// identifier.
+pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<u64> {
+    let what = || "cannot set up the new server";
+    sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
+    if let Some(other) = marker(connection).await?.filter(|id| *id != wanted.id) {
+        return Err(not_ours(wanted.id, other));
+    }
+    sqlx::raw_sql(AssertSqlSafe(script(wanted)?)).execute(&mut *connection).await.or_failed(what)?;
+    let row = sqlx::query(
+        "SELECT (SELECT system_identifier FROM pg_control_system()), \
+         EXISTS (SELECT FROM pg_database WHERE datname = $1)",
+    )
+    .bind(wanted.database)
+    .fetch_one(&mut *connection)
+    .await
+    .or_failed(what)?;
+    let identifier: i64 = row.try_get(0).or_failed(what)?;
+    let exists: bool = row.try_get(1).or_failed(what)?;
+    if !exists {
+        let create = format!(
+            "CREATE DATABASE {} OWNER {} TEMPLATE template0",
+            quote::identifier(wanted.database)?,
+            quote::identifier(wanted.user)?
+        );
+        sqlx::raw_sql(AssertSqlSafe(create))
+            .execute(&mut *connection)
+            .await
+            .or_failed(|| format!("cannot create the database `{}`", wanted.database))?;
+    }
+    Ok(identifier.cast_unsigned())
+}
+
+/// The identity that the server carries, if it carries one. `connection` is the superuser's, to the database `postgres`.
+pub async fn marker(connection: &mut PgConnection) -> Result<Option<Uuid>> {
+    let what = || "cannot read the server's identity";
+    let row = sqlx::raw_sql("SELECT to_regclass('tfdev.instance') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await
+        .or_failed(what)?;
+    if !row.try_get::<bool, _>(0).or_failed(what)? {
+        return Ok(None);
+    }
+    let rows = sqlx::raw_sql("SELECT id::text FROM tfdev.instance").fetch_all(connection).await.or_failed(what)?;
+    let Some(row) = rows.first() else { return Ok(None) };
+    let text: String = row.try_get(0).or_failed(what)?;
+    text.parse().map(Some).or_failed(what)
+}
+
+/// The error for a server that belongs to another instance.
+pub fn not_ours(expected: Uuid, found: Uuid) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!("the server that answers carries the identity {found}, and this instance is {expected}"),
+    )
+    .hint("nothing was written; `docker ps` shows what is published on the port")
+}
+
+/// One transaction: marker, passwords and role. A plain `DO` body has no parameters, so everything is quoted.
+fn script(wanted: &Provision<'_>) -> Result<String> {
+    let user = quote::identifier(wanted.user)?;
+    let (superuser_verifier, user_verifier) = (
+        quote::literal(&scram::verifier(wanted.superuser_password.expose()))?,
+        quote::literal(&scram::verifier(wanted.user_password.expose()))?,
+    );
+    Ok(format!(
+        "BEGIN;
+         CREATE SCHEMA IF NOT EXISTS tfdev;
+         CREATE TABLE IF NOT EXISTS tfdev.instance (
+             id uuid PRIMARY KEY,
+             project text NOT NULL,
+             instance text NOT NULL,
+             created_at timestamptz NOT NULL DEFAULT now()
+         );
+         INSERT INTO tfdev.instance (id, project, instance) VALUES ({id}, {project}, {name}) ON CONFLICT DO NOTHING;
+         DO $role$ BEGIN
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {user_text}) THEN CREATE ROLE {user}; END IF;
+         END $role$;
+         ALTER ROLE {user} LOGIN PASSWORD {user_verifier};
+         ALTER ROLE {superuser} PASSWORD {superuser_verifier};
+         COMMIT",
+        id = quote::literal(&wanted.id.to_string())?,
+        project = quote::literal(&wanted.instance.project)?,
+        name = quote::literal(&wanted.instance.name)?,
+        user_text = quote::literal(wanted.user)?,
+        superuser = quote::identifier(SUPERUSER)?,
+    ))
+}
+
+/// Ends a session in order, so that the server's log shows no lost connection.
+pub async fn close(connection: PgConnection) {
+    // The farewell is a courtesy: the work of the session is done.
+    let _ = connection.close().await;
+}

@@ -1,0 +1,132 @@
+//! What server an instance is to have: pure data made from a profile and an image, with no effect on any machine.
+//!
+//! What must hold: equal specs have equal hashes on every machine, and whatever changes the running server changes the
+//! hash. A spec can be printed, compared and tested with no server; the Compose file is one more rendering of it.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest, Sha256};
+
+use crate::config::PortChoice;
+use crate::profile::{DataPlacement, Limits, Profile};
+
+/// The major version that everything here is made for (CON-003 § Engine).
+pub const POSTGRES_MAJOR: u32 = 15;
+
+/// Where the data folder is inside the container (CON-003 § Deployment, Persistence).
+pub const DATA_DIRECTORY: &str = "/var/lib/postgresql/data";
+
+/// The superuser, as the official image names it unless told otherwise.
+pub const SUPERUSER: &str = "postgres";
+
+/// How long a stop may take before the server is killed: a server that writes out its buffers needs more than Docker's
+/// ten seconds.
+pub const STOP_TIMEOUT_SECONDS: i64 = 120;
+
+/// Arguments of `initdb`: page checksums so that a damaged page is found, and passwords for every TCP login.
+pub const INITDB_ARGUMENTS: &str = "--data-checksums --auth-local=trust --auth-host=scram-sha-256";
+
+/// Counts up when the container's layout changes, so that an older container is made anew.
+const LAYOUT: u32 = 1;
+
+/// The server that an instance is to have.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ServerSpec {
+    /// The image as people name it.
+    pub image: String,
+    /// The image's content digest, which tells two builds of one name apart.
+    pub image_id: String,
+    /// The profile's name.
+    pub profile: String,
+    /// Server settings by name.
+    pub settings: BTreeMap<String, String>,
+    /// Memory, processor and storage limits.
+    pub limits: Limits,
+    /// Where the data lives.
+    pub data: DataPlacement,
+    /// The port that was asked for.
+    pub port: PortChoice,
+}
+
+impl ServerSpec {
+    /// Makes the spec of `profile` on an image.
+    pub fn new(profile: &Profile, image: &str, image_id: &str, port: PortChoice) -> Self {
+        Self {
+            image: image.to_owned(),
+            image_id: image_id.to_owned(),
+            profile: profile.name.clone(),
+            settings: profile.settings.iter().map(|(name, value)| (name.clone(), value.value.clone())).collect(),
+            limits: profile.limits.clone(),
+            data: profile.data,
+            port,
+        }
+    }
+
+    /// The server's command line: `postgres -c name=value …`, in the order of the names.
+    pub fn command(&self) -> Vec<String> {
+        let arguments = self.settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+        std::iter::once("postgres".to_owned()).chain(arguments).collect()
+    }
+
+    /// A digest of everything that makes the running server what it is; 16 hexadecimal digits.
+    pub fn hash(&self) -> String {
+        let mut digest = Sha256::new();
+        let port = match self.port {
+            PortChoice::Auto => "auto".to_owned(),
+            PortChoice::Fixed(port) => port.to_string(),
+        };
+        for part in [&LAYOUT.to_string(), &self.image_id, &self.profile, &port] {
+            digest.update(part);
+            digest.update([0]);
+        }
+        digest.update(format!("{:?} {:?}", self.limits, self.data));
+        for (name, value) in &self.settings {
+            digest.update(format!("\0{name}={value}"));
+        }
+        hexadecimal(&digest.finalize()[..8])
+    }
+}
+
+/// Bytes as lower-case hexadecimal digits.
+pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
+        text
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec() -> ServerSpec {
+        let profile = crate::profile::resolve("dev", &BTreeMap::new()).unwrap();
+        ServerSpec::new(&profile, "postgres:15-alpine", "sha256:1", PortChoice::Auto)
+    }
+
+    #[test]
+    fn the_command_names_every_setting() {
+        let command = spec().command();
+        assert_eq!(command[0], "postgres");
+        for setting in ["max_connections=20", "shared_buffers=128MB", "wal_level=logical", "log_statement=all"] {
+            assert!(command.contains(&setting.to_owned()), "{setting} in {command:?}");
+        }
+    }
+
+    #[test]
+    fn the_hash_changes_with_whatever_changes_the_server() {
+        let base = spec();
+        assert_eq!(base.hash(), spec().hash());
+        let mut other = spec();
+        other.settings.insert("work_mem".into(), "8MB".into());
+        assert_ne!(base.hash(), other.hash());
+        let image = ServerSpec { image_id: "sha256:2".into(), ..spec() };
+        assert_ne!(base.hash(), image.hash());
+        let port = ServerSpec { port: PortChoice::Fixed(6000), ..spec() };
+        assert_ne!(base.hash(), port.hash());
+        let mut limits = spec();
+        limits.limits.memory_bytes += 1;
+        assert_ne!(base.hash(), limits.hash());
+    }
+}

@@ -1,0 +1,177 @@
+//! `status`: what runs, and how full it is. It changes nothing.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+
+use crate::config::Settings;
+use crate::engine::{self, EngineKind, Observed, State};
+use crate::error::{Context, Result};
+use crate::event::Events;
+use crate::instance::{Instance, Record};
+use crate::migrate::{self, Source};
+use crate::pg;
+use crate::profile;
+use crate::provision;
+use crate::server::{self, Server};
+use crate::up::{MigrationCounts, SeedReport};
+
+/// How long a login may take before the server counts as unhealthy.
+const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// What `status` found; the keys of [`crate::up::UpReport`] and more (`CLI.md` § Output).
+#[derive(Debug, Serialize)]
+pub struct StatusReport {
+    /// The project's key.
+    pub project: String,
+    /// The instance.
+    pub instance: String,
+    /// What runs the server.
+    pub engine: EngineKind,
+    /// The settings that the server was made with.
+    pub profile: Option<String>,
+    /// What the server is doing.
+    pub state: State,
+    /// Why it is not running, where that is known.
+    pub reason: Option<String>,
+    /// Always false: `status` makes nothing.
+    pub created: bool,
+    /// Always false: `status` starts nothing.
+    pub started: bool,
+    /// The container's name.
+    pub container: Option<String>,
+    /// The volume's name.
+    pub volume: Option<String>,
+    /// The image as people name it.
+    pub image: Option<String>,
+    /// The host on which the server answers.
+    pub host: Option<String>,
+    /// The port on which the server answers.
+    pub port: Option<u16>,
+    /// The project's database.
+    pub database: String,
+    /// The ordinary role that owns it.
+    pub user: String,
+    /// The connection URL with the role's password.
+    pub url: Option<String>,
+    /// How many migrations there are.
+    pub migrations: Option<MigrationCounts>,
+    /// The data set that the database was filled with.
+    pub seed: Option<SeedReport>,
+    /// Storage used by databases and WAL, of the profile's limit.
+    pub storage: Option<Storage>,
+    /// Client connections.
+    pub connections: Option<Connections>,
+    /// Named copies of the database.
+    pub snapshots: Vec<String>,
+}
+
+/// Storage used, in bytes.
+#[derive(Debug, Serialize)]
+pub struct Storage {
+    /// Databases and WAL together.
+    pub used_bytes: u64,
+    /// The profile's limit (CON-003 § Deployment, Resource limits).
+    pub limit_bytes: u64,
+}
+
+/// Client connections.
+#[derive(Debug, Serialize)]
+pub struct Connections {
+    /// Open now, tfdev's own one not counted.
+    pub used: i64,
+    /// The server's `max_connections`.
+    pub max: i64,
+}
+
+/// Looks at the settled instance.
+pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport> {
+    let instance = Instance::of(settings)?;
+    let engine = engine::choose(settings, &instance, events).await?;
+    let observed = engine.observe().await?;
+    let record = instance.read_record(events)?;
+    let mut report = StatusReport::of(settings, &instance, engine.kind(), &observed, record.as_ref());
+    let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
+        return Ok(report);
+    };
+    let server = Server::new(settings, endpoint, instance.secrets(events)?);
+    report.url = Some(server.url());
+    match pg::connect(&server.superuser_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
+        Ok(mut connection) => {
+            server::prove(&mut connection, &record).await?;
+            report.state = State::Running;
+            report.measure(settings, &mut connection).await?;
+            provision::close(connection).await;
+            report.count_migrations(settings, &server).await?;
+        }
+        Err(pg::LoginError::StartingUp(_)) => report.reason = Some("the server recovers or starts up".to_owned()),
+        Err(error) => {
+            report.state = State::Unhealthy;
+            report.reason = Some(error.to_string());
+        }
+    }
+    Ok(report)
+}
+
+impl StatusReport {
+    fn of(
+        settings: &Settings,
+        instance: &Instance,
+        engine: EngineKind,
+        observed: &Observed,
+        record: Option<&Record>,
+    ) -> Self {
+        let dataset = record.and_then(|record| record.dataset.clone());
+        Self {
+            project: instance.project.clone(),
+            instance: instance.name.clone(),
+            engine,
+            profile: observed.profile.clone(),
+            state: observed.state,
+            reason: observed.reason.clone(),
+            created: false,
+            started: false,
+            container: observed.container.clone(),
+            volume: observed.volume.clone(),
+            image: observed.image.clone(),
+            host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
+            port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
+            database: settings.database.name.value.clone(),
+            user: settings.database.user.value.clone(),
+            url: None,
+            migrations: None,
+            seed: dataset,
+            storage: None,
+            connections: None,
+            snapshots: Vec::new(),
+        }
+    }
+
+    async fn measure(&mut self, settings: &Settings, connection: &mut PgConnection) -> Result<()> {
+        let what = || "cannot measure the server";
+        let row = sqlx::raw_sql(
+            "SELECT (SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint \
+                  + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint, \
+                    (SELECT count(*) FROM pg_stat_activity \
+                     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), \
+                    current_setting('max_connections')::bigint",
+        )
+        .fetch_one(connection)
+        .await
+        .or_failed(what)?;
+        let used: i64 = row.try_get(0).or_failed(what)?;
+        let name = self.profile.as_deref().unwrap_or_else(|| settings.profile_name());
+        let limits = profile::resolve(name, &settings.profiles)?.limits;
+        self.storage = Some(Storage { used_bytes: used.unsigned_abs(), limit_bytes: limits.storage_bytes });
+        self.connections =
+            Some(Connections { used: row.try_get(1).or_failed(what)?, max: row.try_get(2).or_failed(what)? });
+        Ok(())
+    }
+
+    async fn count_migrations(&mut self, settings: &Settings, server: &Server) -> Result<()> {
+        let status = migrate::status(&server.login(), &Source::of(settings)?).await?;
+        self.migrations = Some(MigrationCounts { applied: status.applied, total: status.total });
+        Ok(())
+    }
+}

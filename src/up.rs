@@ -1,0 +1,305 @@
+//! `up`: from nothing, or from anything that an earlier run left, to a server that answers, is migrated and seeded.
+//!
+//! What must hold: what can be wrong in the input is found before anything is started; running it again changes nothing;
+//! and it can be killed at any point and run again.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use crate::config::Settings;
+use crate::engine::{self, Endpoint, Engine, EngineKind, Observed, StartRequest, Started, State};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::instance::{Instance, Password, Record, Secrets};
+use crate::migrate::{self, Source};
+use crate::pg::{self, Login, LoginError, NotReady, Tls};
+use crate::profile::{self, Profile};
+use crate::provision::{self, Provision};
+use crate::seed::{self, DataSet};
+use crate::spec::{SUPERUSER, ServerSpec};
+
+/// How long a server that recovers from a crash may take, as long as it says that it does.
+const RECOVERY_LIMIT: Duration = Duration::from_mins(10);
+
+/// What `up` found and did; its JSON is the contract (`CLI.md` § Output).
+#[derive(Debug, Serialize)]
+pub struct UpReport {
+    /// The project's key.
+    pub project: String,
+    /// The instance.
+    pub instance: String,
+    /// What runs the server.
+    pub engine: EngineKind,
+    /// The server's settings.
+    pub profile: String,
+    /// Always [`State::Running`].
+    pub state: State,
+    /// Whether the data was made by this call.
+    pub created: bool,
+    /// Whether the server was started by this call.
+    pub started: bool,
+    /// The container's name.
+    pub container: Option<String>,
+    /// The volume's name.
+    pub volume: Option<String>,
+    /// The image as people name it.
+    pub image: Option<String>,
+    /// The host on which the server answers.
+    pub host: String,
+    /// The port on which the server answers.
+    pub port: u16,
+    /// The project's database.
+    pub database: String,
+    /// The ordinary role that owns it.
+    pub user: String,
+    /// The connection URL with the role's password.
+    pub url: String,
+    /// How many migrations there are.
+    pub migrations: MigrationCounts,
+    /// The data set; `None` if there is none.
+    pub seed: Option<SeedReport>,
+    /// How long the call took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// How many migrations there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MigrationCounts {
+    /// Applied to the database.
+    pub applied: usize,
+    /// In the source.
+    pub total: usize,
+}
+
+/// What is known of the database's data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SeedReport {
+    /// The data set's name.
+    pub dataset: String,
+    /// Users in the data set.
+    pub users: u64,
+    /// Tasks in the data set.
+    pub tasks: u64,
+    /// Whether this call added the rows.
+    pub applied: bool,
+}
+
+/// The input of `up`, read and checked before anything is started.
+struct Inputs {
+    profile: Profile,
+    migrations: Source,
+    dataset: Option<DataSet>,
+}
+
+impl Inputs {
+    fn read(settings: &Settings) -> Result<Self> {
+        Ok(Self {
+            profile: profile::resolve(settings.profile_name(), &settings.profiles)?,
+            migrations: Source::of(settings)?,
+            dataset: DataSet::load(&settings.dataset.value, &settings.project_dir)?,
+        })
+    }
+}
+
+/// Makes the instance run, migrated and seeded.
+pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
+    let begin = Instant::now();
+    let inputs = Inputs::read(settings)?;
+    let instance = Instance::of(settings)?;
+    let timeout = Duration::from_secs(settings.timeout_seconds.value);
+    let _lock = instance.lock("up", timeout).await?;
+    let engine = engine::choose(settings, &instance, events).await?;
+    let observed = engine.observe().await?;
+    let mut record = recall(&instance, engine.kind(), &observed, events)?;
+    let secrets = instance.secrets(events)?;
+    let source = engine.source(settings.image.as_ref(), record.image.as_deref().or(observed.image.as_deref())).await?;
+    let request = StartRequest {
+        spec: ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value),
+        id: record.id,
+        last_port: record.port,
+        superuser_password: secrets.superuser.clone(),
+    };
+    // On record before the engine makes anything that carries the identity.
+    instance.write_record_if_changed(&record)?;
+    let starting = Instant::now();
+    let started = engine.start(&request).await?;
+    record.port = Some(started.endpoint.port);
+    record.image = Some(source.name.clone());
+    let server = Server::new(settings, started.endpoint.clone(), secrets);
+    let mut run = Run { instance: &instance, engine: engine.as_ref(), server: &server, events, timeout };
+    let mut connection = run.ready(&started, &mut record).await?;
+    if started.started {
+        events.finished("Started PostgreSQL", starting.elapsed());
+    }
+    let migrated = migrate::run(&server.login(), &inputs.migrations, &settings.migrate_options(), events).await?;
+    let seed = run.seed(&mut connection, inputs.dataset.as_ref(), &record).await?;
+    provision::close(connection).await;
+    record.profile = Some(inputs.profile.name.clone());
+    if let Some(seed) = &seed {
+        record.dataset = Some(seed.dataset.clone());
+    }
+    instance.write_record_if_changed(&record)?;
+    Ok(UpReport {
+        project: instance.project.clone(),
+        instance: instance.name.clone(),
+        engine: engine.kind(),
+        profile: inputs.profile.name,
+        state: State::Running,
+        created: started.created,
+        started: started.started,
+        container: Some(instance.container_name()),
+        volume: (request.spec.data == DataPlacement::Volume).then(|| instance.volume_name()),
+        image: Some(source.name),
+        host: server.endpoint.host.clone(),
+        port: server.endpoint.port,
+        database: server.database.clone(),
+        user: server.user.clone(),
+        url: server.url(),
+        migrations: MigrationCounts { applied: migrated.applied, total: migrated.total },
+        seed,
+        elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// What is on record of the instance, brought in line with what the engine sees.
+fn recall(instance: &Instance, engine: EngineKind, observed: &Observed, events: &Events) -> Result<Record> {
+    let Some(mut record) = instance.read_record(events)? else {
+        // The record is lost or this is the first run: what carries our labels names its identity.
+        return Ok(Record::new(observed.id.unwrap_or_else(Uuid::new_v4), engine));
+    };
+    match observed.id {
+        Some(id) if id != record.id => Err(Error::new(
+            ErrorKind::Refused,
+            format!("the data of `{}` carries the identity {id}, and the record of this machine names {}", instance.container_name(), record.id),
+        )
+        .hint(format!(
+            "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
+            instance.record_path().display()
+        ))),
+        None if observed.state == State::Absent && record.initialised => {
+            events.warning("The data of this instance was removed by something other than tfdev; it is made anew");
+            record.id = Uuid::new_v4();
+            record.initialised = false;
+            record.system_identifier = None;
+            Ok(record)
+        }
+        _ => Ok(record),
+    }
+}
+
+/// What the steps after the engine's start share.
+struct Run<'a> {
+    instance: &'a Instance,
+    engine: &'a dyn Engine,
+    server: &'a Server,
+    events: &'a Events,
+    timeout: Duration,
+}
+
+impl Run<'_> {
+    /// Waits for a login as the ordinary role and proves whose server it is; sets up what a new server lacks.
+    async fn ready(&mut self, started: &Started, record: &mut Record) -> Result<PgConnection> {
+        if record.initialised && !started.created {
+            let login = self.server.login();
+            match self.wait(&login).await {
+                Ok(mut connection) => {
+                    server::prove(&mut connection, record).await?;
+                    return Ok(connection);
+                }
+                Err(NotReady::Answered(LoginError::WrongPassword(_))) => {
+                    self.events.detail("the role's password is not the one on record");
+                }
+                Err(NotReady::Answered(LoginError::NoDatabase(_))) => {
+                    self.events.note(format!("The database `{}` is gone; it is made anew", self.server.database));
+                }
+                Err(error) => return Err(error.into_error(&login)),
+            }
+        }
+        self.provision(started, record).await?;
+        let login = self.server.login();
+        self.wait(&login).await.map_err(|error| error.into_error(&login))
+    }
+
+    /// Waits until `login` succeeds. A server that says that it recovers gets more time than the time limit.
+    async fn wait(&self, login: &Login) -> Result<PgConnection, NotReady> {
+        let begin = Instant::now();
+        loop {
+            match pg::wait_ready(login, Instant::now() + self.timeout, || self.engine.check_alive()).await {
+                Err(NotReady::TimedOut(LoginError::StartingUp(_))) if begin.elapsed() < RECOVERY_LIMIT => {
+                    self.events.note("The server recovers from a crash; waiting for it");
+                }
+                other => return other,
+            }
+        }
+    }
+
+    /// Sets up a new server, or mends one whose passwords or database are not as they should be.
+    async fn provision(&self, started: &Started, record: &mut Record) -> Result<()> {
+        let mut connection = self.superuser(started.first_password.as_ref(), record).await?;
+        let wanted = Provision {
+            instance: self.instance,
+            id: record.id,
+            database: &self.server.database,
+            user: &self.server.user,
+            superuser_password: &self.server.secrets.superuser,
+            user_password: &self.server.secrets.user,
+        };
+        let identifier = provision::provision(&mut connection, &wanted).await?;
+        provision::close(connection).await;
+        if started.created {
+            self.engine.flush().await?;
+        }
+        record.initialised = true;
+        record.system_identifier = Some(identifier);
+        self.instance.write_record_if_changed(record)
+    }
+
+    /// Logs in as the superuser, with the password a new data folder came with, or the one on record, or after setting
+    /// it from beside the server.
+    async fn superuser(&self, first: Option<&Password>, record: &Record) -> Result<PgConnection> {
+        let own = self.server.superuser_login();
+        for password in first.into_iter().chain([&self.server.secrets.superuser]) {
+            let login = Login { password: password.expose().to_owned(), ..own.clone() };
+            match self.wait(&login).await {
+                Ok(connection) => return Ok(connection),
+                Err(NotReady::Answered(LoginError::WrongPassword(_))) => {}
+                Err(error) => return Err(error.into_error(&login)),
+            }
+        }
+        self.set_password_from_beside(record).await?;
+        self.wait(&own).await.map_err(|error| error.into_error(&own))
+    }
+
+    /// Sets the superuser's password over the server's own socket, after looking whose server it is.
+    async fn set_password_from_beside(&self, record: &Record) -> Result<()> {
+        self.events.note("The server has other passwords than this machine; they are set anew");
+        let psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", SUPERUSER];
+        let found = self.engine.run(&psql, provision::MARKER_QUERY.as_bytes()).await?;
+        let found = String::from_utf8_lossy(&found.checked("read the server's identity")?.stdout).trim().to_owned();
+        if let Some(other) = found.parse().ok().filter(|id: &Uuid| *id != record.id) {
+            return Err(provision::not_ours(record.id, other));
+        }
+        let script = provision::superuser_password_script(&self.server.secrets.superuser)?;
+        self.engine.run(&psql, script.as_bytes()).await?.checked("set the superuser's password")?;
+        Ok(())
+    }
+
+    /// Loads the data set into an empty database.
+    async fn seed(
+        &self,
+        connection: &mut PgConnection,
+        dataset: Option<&DataSet>,
+    ) -> Result<Option<SeedReport>> {
+        let Some(dataset) = dataset else { return Ok(None) };
+        let outcome = seed::apply(connection, dataset, seed::Mode::OnlyIfEmpty, self.events).await?;
+        Ok(Some(SeedReport {
+            dataset: outcome.dataset,
+            users: outcome.users,
+            tasks: outcome.tasks,
+            applied: outcome.applied,
+        }))
+    }
+}
