@@ -7,6 +7,7 @@ pub mod event;
 pub mod image;
 pub mod migrate;
 pub mod pg;
+pub mod profile;
 pub mod seed;
 
 pub use error::{Error, ErrorKind, Result};

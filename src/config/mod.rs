@@ -3,10 +3,37 @@
 //! What must hold: only this module reads the environment and the configuration files; everything below takes
 //! [`Settings`]. Order, strongest first: flag, `TFDEV_…` variable, `tfdev.toml` of the project, the user's file, the
 //! built-in defaults (`default.toml`, which is also the reference documentation).
+//!
+//! What fails, and how: every mistake in a file, a flag or a variable is [`crate::ErrorKind::BadInput`] with the file and
+//! line (or the name of the flag), what was expected and what was found; all mistakes of one run come in one error.
+//! Nothing has been started then.
+
+mod environment;
+mod flags;
+mod layer;
+mod names;
+mod problem;
+mod project_dir;
+mod raw;
+mod reference;
+mod resolve;
+mod server_setting;
+mod template;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
+
+pub use environment::Environment;
+pub use flags::Flags;
+pub(crate) use names::nearest;
+pub(crate) use server_setting::{is_on, size_in_bytes};
+pub use template::template;
+
+/// Name of the project's file, and of the user's file in the configuration folder.
+pub const FILE_NAME: &str = "tfdev.toml";
 
 /// Where a value came from.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -50,6 +77,29 @@ pub struct Setting<T> {
     pub value: T,
     /// Where it came from.
     pub origin: Origin,
+}
+
+impl<T> Setting<T> {
+    /// A built-in value.
+    pub fn default_value(value: T) -> Self {
+        Self { value, origin: Origin::Default }
+    }
+
+    /// A value that a flag gave. `name` is the flag without dashes in front, for example `project-dir`.
+    pub fn flag(name: &str, value: T) -> Self {
+        Self { value, origin: Origin::Flag { name: format!("--{name}") } }
+    }
+
+    /// A value that the variable of the flag `name` gave: `TFDEV_PROJECT_DIR` for `project-dir`.
+    pub fn variable(name: &str, value: T) -> Self {
+        let name = format!("TFDEV_{}", name.replace('-', "_").to_uppercase());
+        Self { value, origin: Origin::Environment { name } }
+    }
+
+    /// The same setting with its value changed by `change`.
+    pub fn map<U>(self, change: impl FnOnce(T) -> U) -> Setting<U> {
+        Setting { value: change(self.value), origin: self.origin }
+    }
 }
 
 /// Which engine is asked for (`CLI.md` § Words).
@@ -113,6 +163,37 @@ pub struct ProfileSection {
     pub settings: BTreeMap<String, Setting<String>>,
 }
 
+/// The `[snapshots]` section.
+#[derive(Debug, Clone)]
+pub struct SnapshotSettings {
+    /// How many automatic snapshots are kept.
+    pub auto: Setting<u64>,
+    /// Whether a ready copy of the base is kept.
+    pub standby: Setting<bool>,
+}
+
+/// The `[fresh]` section.
+#[derive(Debug, Clone)]
+pub struct FreshSettings {
+    /// How many fresh databases may exist at once.
+    pub max_databases: Setting<u64>,
+    /// Whether the database of a failed test is kept.
+    pub keep_on_failure: Setting<bool>,
+}
+
+/// The `[backup]` section.
+#[derive(Debug, Clone)]
+pub struct BackupSettings {
+    /// Where backups go: an `s3://` or `file:///` URL; `None` means that there are none.
+    pub store: Option<Setting<String>>,
+    /// When the daily full backup is made: hour and minute, UTC.
+    pub schedule: Setting<String>,
+    /// How many days a full backup is kept.
+    pub keep_full_days: Setting<u64>,
+    /// How many days the write-ahead log is kept.
+    pub keep_wal_days: Setting<u64>,
+}
+
 /// Everything that is settled before any work begins.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -144,6 +225,12 @@ pub struct Settings {
     pub dataset: Setting<String>,
     /// The project's own profiles.
     pub profiles: BTreeMap<String, ProfileSection>,
+    /// What is kept as snapshots.
+    pub snapshots: SnapshotSettings,
+    /// Fresh databases for tests.
+    pub fresh: FreshSettings,
+    /// Backups.
+    pub backup: BackupSettings,
     /// The time limit for the command, in seconds.
     pub timeout_seconds: Setting<u64>,
     /// Confirmed beforehand.
@@ -154,6 +241,23 @@ pub struct Settings {
     pub cache_dir: PathBuf,
     /// The user's `PATH`, `PAGER` and the like are never needed below; the home folder is, for messages.
     pub home_dir: Option<PathBuf>,
-    /// All settled values in the order of the reference, for `config show`: key, value as written, origin.
+    /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
+    /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,
+}
+
+impl Settings {
+    /// The project's key: as named, else the folder's name and a short hash of its canonical path.
+    pub fn project_key(&self) -> String {
+        self.project.as_ref().map_or_else(|| names::key_of_folder(&self.project_dir), |named| named.value.clone())
+    }
+
+    /// The name of the profile: as asked for, else `test` for the instance `test` and `dev` for all others.
+    pub fn profile_name(&self) -> &str {
+        match &self.profile {
+            Some(asked) => &asked.value,
+            None if self.instance.value == "test" => "test",
+            None => "dev",
+        }
+    }
 }

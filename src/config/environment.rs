@@ -1,0 +1,103 @@
+//! What the process was started with: variables, home folder, current folder. Read once, here and nowhere else.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use directories::{BaseDirs, ProjectDirs};
+
+use super::{DockerEnvironment, FILE_NAME, Setting};
+use crate::error::{Context, Error, ErrorKind, Result};
+
+/// The surroundings of the process, as far as they settle anything. Tests make one by hand.
+#[derive(Debug, Clone)]
+pub struct Environment {
+    /// The folder that tfdev was started in; absolute.
+    pub current_dir: PathBuf,
+    /// The user's home folder.
+    pub home_dir: Option<PathBuf>,
+    /// The user's file, whether it exists or not.
+    pub user_file: Option<PathBuf>,
+    /// Folder for records, passwords and locks: `TFDEV_STATE_DIR`, else the XDG state folder, or the local data folder
+    /// where the platform has none.
+    pub state_dir: Setting<PathBuf>,
+    /// Folder for what can be made again: `TFDEV_CACHE_DIR`, else the XDG cache folder.
+    pub cache_dir: Setting<PathBuf>,
+    /// What decides which Docker daemon is used.
+    pub docker: DockerEnvironment,
+    /// `NO_COLOR` is set and not empty.
+    pub no_color: bool,
+}
+
+impl Environment {
+    /// Reads the surroundings of this process.
+    ///
+    /// Fails with [`ErrorKind::BadInput`] if the current folder is gone, if a variable is not UTF-8, or if there is
+    /// neither a home folder nor the variable that stands in for it.
+    pub fn read() -> Result<Self> {
+        let current_dir = env::current_dir()
+            .context(ErrorKind::BadInput, || "cannot tell the current folder")
+            .map_err(|error| error.hint("change to a folder that exists and that you may read, then try again"))?;
+        let home_dir = BaseDirs::new().map(|folders| folders.home_dir().to_owned());
+        let folders = ProjectDirs::from("dev", "", "tfdev");
+        let folder = |name: &str, usual: Option<PathBuf>| match path(&format!("TFDEV_{name}_DIR")) {
+            Some(given) => Ok(Setting::variable(&format!("{name}_dir"), current_dir.join(given))),
+            None => usual.map(Setting::default_value).ok_or_else(|| no_home(name)),
+        };
+        let state_dir = folder(
+            "STATE",
+            folders.as_ref().map(|folders| folders.state_dir().unwrap_or(folders.data_local_dir()).to_owned()),
+        )?;
+        let cache_dir = folder("CACHE", folders.as_ref().map(|folders| folders.cache_dir().to_owned()))?;
+        let docker = DockerEnvironment {
+            host: text("DOCKER_HOST")?,
+            context: text("DOCKER_CONTEXT")?,
+            config_dir: path("DOCKER_CONFIG").or_else(|| home_dir.as_ref().map(|home| home.join(".docker"))),
+            tls_verify: variable("DOCKER_TLS_VERIFY").is_some(),
+            cert_path: path("DOCKER_CERT_PATH"),
+            runtime_dir: path("XDG_RUNTIME_DIR"),
+        };
+        let user_file = folders.as_ref().map(|folders| folders.config_dir().join(FILE_NAME));
+        let no_color = variable("NO_COLOR").is_some();
+        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, no_color })
+    }
+}
+
+/// The value of a variable that is set and not empty.
+#[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn path(name: &str) -> Option<PathBuf> {
+    variable(name).map(PathBuf::from)
+}
+
+fn text(name: &str) -> Result<Option<String>> {
+    variable(name)
+        .map(|value| {
+            let not_text = |_| Error::bad_input(format!("the variable `{name}` is not valid UTF-8"));
+            value.into_string().map_err(|value| not_text(value).hint(format!("unset it: `unset {name}`")))
+        })
+        .transpose()
+}
+
+fn no_home(name: &str) -> Error {
+    let purpose = if name == "STATE" { "records and passwords" } else { "cache" };
+    Error::bad_input(format!("there is no folder for tfdev's {purpose}: this user has no home folder"))
+        .hint(format!("set `HOME`, or `TFDEV_{name}_DIR` to a folder of your own"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_surroundings_of_this_process_can_be_read() {
+        let environment = Environment::read().unwrap();
+        assert!(environment.current_dir.is_absolute());
+        assert!(environment.state_dir.value.is_absolute());
+        assert_ne!(environment.state_dir.value, environment.cache_dir.value);
+        assert!(environment.user_file.is_none_or(|file| file.ends_with(FILE_NAME)));
+    }
+}

@@ -1,0 +1,55 @@
+//! What the command line gives: the strongest layer.
+
+use super::Setting;
+
+/// The flags of the command line that settle something. The binary fills this with [`Setting::flag`] for what was typed
+/// and [`Setting::variable`] for what came from a `TFDEV_…` variable; what was not given stays `None`. A variable that
+/// is set but empty counts as not given.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--project-dir`: the root of the checkout, relative to the current folder.
+    pub project_dir: Option<Setting<String>>,
+    /// `--instance`.
+    pub instance: Option<Setting<String>>,
+    /// `--engine`: auto, docker, native or external.
+    pub engine: Option<Setting<String>>,
+    /// `--profile`.
+    pub profile: Option<Setting<String>>,
+    /// `--image`.
+    pub image: Option<Setting<String>>,
+    /// `--port`: `auto` or a number.
+    pub port: Option<Setting<String>>,
+    /// `--dataset`.
+    pub dataset: Option<Setting<String>>,
+    /// `--timeout`, in seconds.
+    pub timeout: Option<Setting<String>>,
+    /// `--yes`.
+    pub yes: Option<Setting<bool>>,
+}
+
+impl Flags {
+    /// What was given, with the key of the reference that each settles. `project_dir` is no key: it says where to look.
+    pub(super) fn given(&self) -> Vec<(&'static str, Setting<String>)> {
+        let texts = [
+            ("instance", &self.instance),
+            ("engine", &self.engine),
+            ("profile", &self.profile),
+            ("docker.image", &self.image),
+            ("database.port", &self.port),
+            ("seed.dataset", &self.dataset),
+            ("timeout", &self.timeout),
+        ];
+        let yes = self.yes.clone().map(|yes| ("yes", yes.map(|value| value.to_string())));
+        let texts = texts.into_iter().filter_map(|(key, given)| Some((key, given.clone()?)));
+        texts.chain(yes).filter(|(_, given)| is_given(given)).collect()
+    }
+
+    /// `--project-dir`, if it was given.
+    pub(super) fn given_project_dir(&self) -> Option<&Setting<String>> {
+        self.project_dir.as_ref().filter(|given| is_given(given))
+    }
+}
+
+fn is_given(setting: &Setting<String>) -> bool {
+    !matches!(setting.origin, super::Origin::Environment { .. }) || !setting.value.is_empty()
+}
