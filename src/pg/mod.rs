@@ -1,1 +1,3 @@
 //! pg
+#[cfg(test)]
+pub(crate) mod test_server;
