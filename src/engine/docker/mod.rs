@@ -1,1 +1,3 @@
 //! docker
+
+pub mod endpoint;
