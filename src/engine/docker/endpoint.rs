@@ -303,5 +303,5 @@ fn is_absent(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::NotFound
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
 mod tests;
