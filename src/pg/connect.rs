@@ -171,10 +171,9 @@ impl LoginError {
                 Some("close clients, or raise `max_connections` under `[profiles.…]` in `tfdev.toml`"),
             ),
             Self::NotPostgres => (ErrorKind::Conflict, Some("choose another port: `database.port` in `tfdev.toml`")),
-            Self::Tls(_) => (ErrorKind::Failed, None),
             Self::Timeout => (ErrorKind::TimedOut, Some("`tfdev logs` shows what the server does")),
             Self::Environment => (ErrorKind::Usage, Some("run `unset PGOPTIONS` first")),
-            Self::Other(_) => (ErrorKind::Failed, None),
+            Self::Tls(_) | Self::Other(_) => (ErrorKind::Failed, None),
         };
         let error = Error::new(kind, format!("cannot log in to `{login}`: {self}"));
         let error = match hint {
@@ -340,8 +339,9 @@ where
     let mut pause = Duration::from_millis(5);
     let mut attempt_limit = FIRST_ATTEMPT;
     let mut asked = Instant::now();
+    let mut last = None;
     loop {
-        let failure = match attempt(login, deadline.min(Instant::now() + attempt_limit)).await {
+        let mut failure = match attempt(login, deadline.min(Instant::now() + attempt_limit)).await {
             Ok(connection) => return Ok(connection),
             Err(failure) => failure,
         };
@@ -355,8 +355,13 @@ where
             asked = Instant::now();
         }
         if Instant::now() + pause >= deadline {
+            // That the last attempt was cut off says less than what the one before it met.
+            if matches!(failure, Failure::Login(LoginError::Timeout)) {
+                failure = last.unwrap_or(failure);
+            }
             return Err(failure.into());
         }
+        last = Some(failure);
         sleep(pause).await;
         pause = (pause + pause / 4).min(Duration::from_millis(50));
     }

@@ -118,7 +118,7 @@ impl Cluster {
     /// Starts the server with `options` on a free port and waits until it answers.
     pub(crate) async fn start(&mut self, options: &[&str]) {
         self.start_process(options);
-        wait_ready(&self.login, Instant::now() + Duration::from_secs(60), || async { Ok(()) })
+        wait_ready(&self.login, Instant::now() + Duration::from_mins(1), || async { Ok(()) })
             .await
             .unwrap_or_else(|error| panic!("{error}: {}", self.log()));
     }
@@ -170,7 +170,7 @@ impl Cluster {
         drop(stdin);
         let signal = if clean { Signal::INT } else { Signal::KILL };
         kill_process(Pid::from_raw(server).unwrap(), signal).unwrap();
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_mins(1);
         let pids = children.split_whitespace().map(|pid| pid.parse().unwrap()).chain([server]);
         for pid in pids {
             while is_running(pid) {
@@ -228,7 +228,7 @@ fn server() -> Option<&'static Cluster> {
 pub(crate) async fn database() -> Option<Login> {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let server = server()?;
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_mins(1);
     let mut connection = wait_ready(&server.login, deadline, || async { Ok(()) })
         .await
         .unwrap_or_else(|error| panic!("{error}: {}", server.log()));
