@@ -6,25 +6,25 @@
 use std::fmt::Write;
 
 use crate::config::{PortChoice, Settings};
-use crate::engine::docker::container;
+use crate::engine::docker::{container, ports};
 use crate::error::Result;
 use crate::event::Events;
 use crate::image;
-use crate::instance::Instance;
+use crate::instance::{Instance, InstanceRecord};
 use crate::profile::{self, DataPlacement};
 use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
 
 /// Renders the Compose file of the settled instance. It needs no engine.
 pub fn render(settings: &Settings, events: &Events) -> Result<String> {
-    let instance = Instance::of(settings)?;
-    let record = instance.read_record(events)?;
+    let instance = Instance::of(settings);
+    let record = InstanceRecord::read(&instance, events)?;
     let profile = profile::resolve(settings.profile_name(), &settings.profiles)?;
     let requested = settings.image.as_ref().map(|image| image.value.clone());
     let recorded = record.as_ref().and_then(|record| record.image.clone());
     let name = requested.or(recorded).unwrap_or_else(|| image::OFFICIAL.to_owned());
     let port = match settings.database.port.value {
         PortChoice::Fixed(port) => port,
-        PortChoice::Auto => record.and_then(|record| record.port).unwrap_or(container::PREFERRED_PORT),
+        PortChoice::Auto => record.and_then(|record| record.port).unwrap_or(ports::PREFERRED),
     };
     let spec = ServerSpec::new(&profile, &name, "", settings.database.port.value);
     Ok(document(&instance, &spec, &settings.database.name.value, port))
@@ -41,7 +41,13 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
         writeln!(text, "{:indent$}{content}", "").expect("writing to a String cannot fail");
     };
     let service = &instance.name;
-    line(0, &format!("# PostgreSQL 15 with the profile `{}`, as `tfdev up` runs it. Made by `tfdev compose`.", spec.profile));
+    line(
+        0,
+        &format!(
+            "# PostgreSQL 15 with the profile `{}`, as `tfdev up` runs it. Made by `tfdev compose`.",
+            spec.profile
+        ),
+    );
     line(0, "# Put a password of your own into the file `superuser-password` beside this one (chmod 600).");
     line(0, &format!("name: {}", scalar(&format!("{}-compose", instance.compose_project()))));
     line(0, "services:");

@@ -11,7 +11,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::error::Result;
 use crate::event::Events;
-use crate::instance::Instance;
+use crate::instance::{Instance, InstanceLock};
 
 /// What `down` did.
 #[derive(Debug, Serialize)]
@@ -52,12 +52,13 @@ pub struct Destroyed {
 /// The instances that a command works on: the settled one, or all that the project has a record of, the settled one
 /// among them.
 pub fn instances(settings: &Settings, all: bool) -> Result<Vec<Instance>> {
-    let settled = Instance::of(settings)?;
+    let settled = Instance::of(settings);
     if !all {
         return Ok(vec![settled]);
     }
-    let mut instances = settled.siblings()?;
-    if instances.iter().all(|instance| instance.name != settled.name) {
+    let names = Instance::names_on_disk(settings)?;
+    let mut instances: Vec<_> = names.iter().map(|name| Instance::named(settings, name)).collect();
+    if !instances.contains(&settled) {
         instances.insert(0, settled);
     }
     Ok(instances)
@@ -68,7 +69,8 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
     let mut stopped = Vec::new();
     let instances = instances(settings, all)?;
     for instance in &instances {
-        let _lock = instance.lock("down", Duration::from_secs(settings.timeout_seconds.value)).await?;
+        let limit = Duration::from_secs(settings.timeout_seconds.value);
+        let _lock = InstanceLock::acquire(instance, "down", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
@@ -85,11 +87,12 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
     let mut destroyed = Vec::new();
     let instances = instances(settings, all)?;
     for instance in &instances {
-        let _lock = instance.lock("destroy", Duration::from_secs(settings.timeout_seconds.value)).await?;
+        let limit = Duration::from_secs(settings.timeout_seconds.value);
+        let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?;
         events.started(format!("Removing {}", instance.container_name()));
         let removed = engine.destroy().await?;
-        instance.remove_state()?;
+        instance.remove_state_dir()?;
         destroyed.push(Destroyed { instance: instance.name.clone(), removed });
     }
     Ok(DestroyReport { project: instances[0].project.clone(), instances: destroyed })

@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use crate::config::{Origin, ProfileSection, Setting, is_on, nearest, size_in_bytes};
+use crate::config::{Origin, ProfileSection, Setting, Settings, is_on, nearest, size_in_bytes};
 use crate::error::{Error, Result};
 
 /// One mebibyte, which PostgreSQL and Docker both call a megabyte.
@@ -258,6 +258,11 @@ fn at(origin: Option<&Origin>, says: impl fmt::Display) -> Error {
 }
 
 impl Profile {
+    /// The profile that the settings mean.
+    pub fn of(settings: &Settings) -> Result<Self> {
+        resolve(settings.profile_name(), &settings.profiles)
+    }
+
     /// Refuses settings that are right one by one, but with which the server would not start or not live.
     fn check(&self) -> Result<()> {
         self.check_wal_senders()?;

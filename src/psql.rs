@@ -17,7 +17,7 @@ const UNWANTED: [&str; 8] =
 /// Runs psql with `arguments` on the settled instance, and gives its exit status.
 pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) -> Result<ExitCode> {
     let running = Running::find(settings, events).await?;
-    let pgpass = running.instance.write_pgpass(&running.server)?;
+    let pgpass = running.write_pgpass()?;
     let server = &running.server;
     let mut command = Command::new("psql");
     command.args(["--host", &server.endpoint.host, "--port", &server.endpoint.port.to_string()]);

@@ -4,6 +4,7 @@
 //! What must hold: before the first write of a command the server is proven to be the instance's own, by its system
 //! identifier, never by its address.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
@@ -13,9 +14,11 @@ use crate::config::Settings;
 use crate::engine::{self, Endpoint, Engine, Observed, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
-use crate::instance::{Instance, Record, Secrets};
+use crate::instance::{Instance, InstanceRecord, Password, PgpassEntry, Secrets};
 use crate::pg::{self, Login, Tls};
+use crate::seed::SeedOutcome;
 use crate::spec::SUPERUSER;
+use crate::up::SeedReport;
 
 /// What `pg_stat_activity` shows of tfdev's own sessions.
 const APPLICATION_NAME: &str = "tfdev";
@@ -30,17 +33,34 @@ pub struct Server {
     /// The ordinary role that owns it.
     pub user: String,
     /// The passwords of the roles.
-    pub secrets: Secrets,
+    pub passwords: Passwords,
+}
+
+/// The passwords of an instance's roles.
+#[derive(Debug, Clone)]
+pub struct Passwords {
+    /// The superuser's.
+    pub superuser: Password,
+    /// The ordinary role's.
+    pub user: Password,
+}
+
+impl Passwords {
+    /// The passwords of `instance`, made if there are none yet.
+    pub fn of(instance: &Instance, events: &Events) -> Result<Self> {
+        let secrets = Secrets::of(instance);
+        Ok(Self { superuser: secrets.superuser(events)?, user: secrets.user(events)? })
+    }
 }
 
 impl Server {
     /// The server of an instance at `endpoint`.
-    pub fn new(settings: &Settings, endpoint: Endpoint, secrets: Secrets) -> Self {
+    pub fn new(settings: &Settings, endpoint: Endpoint, passwords: Passwords) -> Self {
         Self {
             endpoint,
             database: settings.database.name.value.clone(),
             user: settings.database.user.value.clone(),
-            secrets,
+            passwords,
         }
     }
 
@@ -51,7 +71,7 @@ impl Server {
             port: self.endpoint.port,
             database: self.database.clone(),
             user: self.user.clone(),
-            password: self.secrets.user.expose().to_owned(),
+            password: self.passwords.user.expose().to_owned(),
             tls: Tls::Disable,
             application_name: APPLICATION_NAME.to_owned(),
         }
@@ -62,7 +82,7 @@ impl Server {
         Login {
             database: SUPERUSER.to_owned(),
             user: SUPERUSER.to_owned(),
-            password: self.secrets.superuser.expose().to_owned(),
+            password: self.passwords.superuser.expose().to_owned(),
             ..self.login()
         }
     }
@@ -75,10 +95,25 @@ impl Server {
         format!(
             "postgres://{}:{}@{host}:{}/{}",
             part(&self.user),
-            part(self.secrets.user.expose()),
+            part(self.passwords.user.expose()),
             self.endpoint.port,
             part(&self.database)
         )
+    }
+}
+
+impl Server {
+    /// Variables for a shell or a `.env` file. The password stands in `DATABASE_URL`, which is what it is for, and else
+    /// in the file that `PGPASSFILE` names.
+    pub fn variables(&self, pgpass: &Path) -> Vec<(&'static str, String)> {
+        vec![
+            ("DATABASE_URL", self.url()),
+            ("PGHOST", self.endpoint.host.clone()),
+            ("PGPORT", self.endpoint.port.to_string()),
+            ("PGDATABASE", self.database.clone()),
+            ("PGUSER", self.user.clone()),
+            ("PGPASSFILE", pgpass.display().to_string()),
+        ]
     }
 }
 
@@ -94,7 +129,7 @@ pub struct Running {
     /// What the engine sees.
     pub observed: Observed,
     /// What is on record.
-    pub record: Record,
+    pub record: InstanceRecord,
     /// The server.
     pub server: Server,
 }
@@ -102,18 +137,38 @@ pub struct Running {
 impl Running {
     /// Finds the running instance; an error with the way to start it if it does not run.
     pub async fn find(settings: &Settings, events: &Events) -> Result<Self> {
-        let instance = Instance::of(settings)?;
+        let instance = Instance::of(settings);
         let engine = engine::choose(settings, &instance, events).await?;
         let observed = engine.observe().await?;
-        let record = instance.read_record(events)?;
+        let record = InstanceRecord::read(&instance, events)?;
         if observed.state == State::Absent {
             return Err(instance.not_found());
         }
-        let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint.clone(), record, observed.state) else {
+        let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint.clone(), record, observed.state)
+        else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
-        let server = Server::new(settings, endpoint, instance.secrets(events)?);
+        let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?);
         Ok(Self { instance, engine, observed, record, server })
+    }
+
+    /// Writes the password file for psql and other programs of libpq, and gives its path.
+    pub fn write_pgpass(&self) -> Result<PathBuf> {
+        let server = &self.server;
+        Secrets::of(&self.instance).write_pgpass(&[PgpassEntry {
+            host: &server.endpoint.host,
+            port: server.endpoint.port,
+            database: "*",
+            user: &server.user,
+            password: &server.passwords.user,
+        }])
+    }
+
+    /// Notes which data set the database was filled with.
+    pub fn remember_seed(&self, outcome: &SeedOutcome) -> Result<()> {
+        let Some(mut record) = InstanceRecord::read(&self.instance, &Events::none())? else { return Ok(()) };
+        record.remember_seed(&SeedReport::from(outcome));
+        record.write(&self.instance)
     }
 
     /// Logs in as the ordinary role and proves whose server it is.
@@ -127,12 +182,12 @@ impl Running {
 }
 
 /// Fails unless the server is the one on record.
-pub async fn prove(connection: &mut PgConnection, record: &Record) -> Result<()> {
+pub async fn prove(connection: &mut PgConnection, record: &InstanceRecord) -> Result<()> {
     let what = || "cannot read the server's identity";
     let row = sqlx::raw_sql("SELECT system_identifier FROM pg_control_system()").fetch_one(connection).await;
     let found: i64 = row.or_failed(what)?.try_get(0).or_failed(what)?;
     let found = found.cast_unsigned();
-    match record.system_identifier {
+    match record.system_identifier() {
         Some(expected) if expected != found => Err(Error::new(
             ErrorKind::Refused,
             format!("the server that answers has the system identifier {found}, and this instance has {expected}"),

@@ -9,12 +9,12 @@ use crate::config::Settings;
 use crate::engine::{self, EngineKind, Observed, State};
 use crate::error::{Context, Result};
 use crate::event::Events;
-use crate::instance::{Instance, Record};
+use crate::instance::{Instance, InstanceRecord};
 use crate::migrate::{self, Source};
 use crate::pg;
 use crate::profile;
 use crate::provision;
-use crate::server::{self, Server};
+use crate::server::{self, Passwords, Server};
 use crate::up::{MigrationCounts, SeedReport};
 
 /// How long a login may take before the server counts as unhealthy.
@@ -87,15 +87,15 @@ pub struct Connections {
 
 /// Looks at the settled instance.
 pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport> {
-    let instance = Instance::of(settings)?;
+    let instance = Instance::of(settings);
     let engine = engine::choose(settings, &instance, events).await?;
     let observed = engine.observe().await?;
-    let record = instance.read_record(events)?;
+    let record = InstanceRecord::read(&instance, events)?;
     let mut report = StatusReport::of(settings, &instance, engine.kind(), &observed, record.as_ref());
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
-    let server = Server::new(settings, endpoint, instance.secrets(events)?);
+    let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?);
     report.url = Some(server.url());
     match pg::connect(&server.superuser_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {
@@ -120,9 +120,9 @@ impl StatusReport {
         instance: &Instance,
         engine: EngineKind,
         observed: &Observed,
-        record: Option<&Record>,
+        record: Option<&InstanceRecord>,
     ) -> Self {
-        let dataset = record.and_then(|record| record.dataset.clone());
+        let dataset = record.and_then(|record| record.seed.clone());
         Self {
             project: instance.project.clone(),
             instance: instance.name.clone(),
@@ -170,7 +170,11 @@ impl StatusReport {
     }
 
     async fn count_migrations(&mut self, settings: &Settings, server: &Server) -> Result<()> {
-        let status = migrate::status(&server.login(), &Source::of(settings)?).await?;
+        let login = server.login();
+        let deadline = std::time::Instant::now() + LOGIN_LIMIT;
+        let mut connection = pg::connect(&login, deadline).await.map_err(|error| error.into_error(&login))?;
+        let status = migrate::status(&mut connection, &Source::of(settings)?).await?;
+        provision::close(connection).await;
         self.migrations = Some(MigrationCounts { applied: status.applied, total: status.total });
         Ok(())
     }

@@ -5,20 +5,21 @@
 
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
-use sqlx::{PgConnection, Row};
+use serde::{Deserialize, Serialize};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use crate::config::Settings;
-use crate::engine::{self, Endpoint, Engine, EngineKind, Observed, StartRequest, Started, State};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::engine::{self, Engine, EngineKind, Observed, StartRequest, Started, State};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
-use crate::instance::{Instance, Password, Record, Secrets};
+use crate::instance::{Instance, InstanceLock, InstanceRecord, Password};
 use crate::migrate::{self, Source};
-use crate::pg::{self, Login, LoginError, NotReady, Tls};
-use crate::profile::{self, Profile};
+use crate::pg::{self, Login, LoginError, NotReady};
+use crate::profile::{self, DataPlacement, Profile};
 use crate::provision::{self, Provision};
-use crate::seed::{self, DataSet};
+use crate::seed::{self, DataSet, SeedOutcome};
+use crate::server::{self, Passwords, Server};
 use crate::spec::{SUPERUSER, ServerSpec};
 
 /// How long a server that recovers from a crash may take, as long as it says that it does.
@@ -75,7 +76,7 @@ pub struct MigrationCounts {
 }
 
 /// What is known of the database's data set.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeedReport {
     /// The data set's name.
     pub dataset: String,
@@ -85,6 +86,12 @@ pub struct SeedReport {
     pub tasks: u64,
     /// Whether this call added the rows.
     pub applied: bool,
+}
+
+impl From<&SeedOutcome> for SeedReport {
+    fn from(outcome: &SeedOutcome) -> Self {
+        Self { dataset: outcome.dataset.clone(), users: outcome.users, tasks: outcome.tasks, applied: outcome.applied }
+    }
 }
 
 /// The input of `up`, read and checked before anything is started.
@@ -108,40 +115,42 @@ impl Inputs {
 pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let begin = Instant::now();
     let inputs = Inputs::read(settings)?;
-    let instance = Instance::of(settings)?;
+    let instance = Instance::of(settings);
     let timeout = Duration::from_secs(settings.timeout_seconds.value);
-    let _lock = instance.lock("up", timeout).await?;
+    let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
     let engine = engine::choose(settings, &instance, events).await?;
     let observed = engine.observe().await?;
-    let mut record = recall(&instance, engine.kind(), &observed, events)?;
-    let secrets = instance.secrets(events)?;
-    let source = engine.source(settings.image.as_ref(), record.image.as_deref().or(observed.image.as_deref())).await?;
+    let (id, mut record) = recall(&instance, engine.kind(), &observed, events)?;
+    let passwords = Passwords::of(&instance, events)?;
+    let last = observed.image.as_deref().or(record.image.as_deref());
+    let source = engine.source(settings.image.as_ref(), last).await?;
     let request = StartRequest {
         spec: ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value),
-        id: record.id,
+        id,
         last_port: record.port,
-        superuser_password: secrets.superuser.clone(),
+        superuser_password: passwords.superuser.clone(),
     };
     // On record before the engine makes anything that carries the identity.
-    instance.write_record_if_changed(&record)?;
+    let written = remember(&instance, &record, None)?;
     let starting = Instant::now();
     let started = engine.start(&request).await?;
     record.port = Some(started.endpoint.port);
     record.image = Some(source.name.clone());
-    let server = Server::new(settings, started.endpoint.clone(), secrets);
-    let mut run = Run { instance: &instance, engine: engine.as_ref(), server: &server, events, timeout };
+    let server = Server::new(settings, started.endpoint.clone(), passwords);
+    let run = Run { instance: &instance, id, engine: engine.as_ref(), server: &server, events, timeout };
     let mut connection = run.ready(&started, &mut record).await?;
     if started.started {
         events.finished("Started PostgreSQL", starting.elapsed());
     }
-    let migrated = migrate::run(&server.login(), &inputs.migrations, &settings.migrate_options(), events).await?;
-    let seed = run.seed(&mut connection, inputs.dataset.as_ref(), &record).await?;
+    let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
+    let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
+    let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
     provision::close(connection).await;
     record.profile = Some(inputs.profile.name.clone());
     if let Some(seed) = &seed {
-        record.dataset = Some(seed.dataset.clone());
+        record.remember_seed(seed);
     }
-    instance.write_record_if_changed(&record)?;
+    remember(&instance, &record, Some(&written))?;
     Ok(UpReport {
         project: instance.project.clone(),
         instance: instance.name.clone(),
@@ -164,35 +173,64 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     })
 }
 
-/// What is on record of the instance, brought in line with what the engine sees.
-fn recall(instance: &Instance, engine: EngineKind, observed: &Observed, events: &Events) -> Result<Record> {
-    let Some(mut record) = instance.read_record(events)? else {
-        // The record is lost or this is the first run: what carries our labels names its identity.
-        return Ok(Record::new(observed.id.unwrap_or_else(Uuid::new_v4), engine));
-    };
-    match observed.id {
-        Some(id) if id != record.id => Err(Error::new(
-            ErrorKind::Refused,
-            format!("the data of `{}` carries the identity {id}, and the record of this machine names {}", instance.container_name(), record.id),
-        )
-        .hint(format!(
-            "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
-            instance.record_path().display()
-        ))),
-        None if observed.state == State::Absent && record.initialised => {
+/// What is on record of the instance, brought in line with what the engine sees, and the instance's identity.
+fn recall(
+    instance: &Instance,
+    engine: EngineKind,
+    observed: &Observed,
+    events: &Events,
+) -> Result<(Uuid, InstanceRecord)> {
+    let mut record = InstanceRecord::read(instance, events)?.unwrap_or_default();
+    let on_record = record.id();
+    let id = match (on_record, observed.id) {
+        (Some(on_record), Some(seen)) if on_record != seen => {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the data of `{}` carries the identity {seen}, and the record of this machine names {on_record}",
+                    instance.container_name()
+                ),
+            )
+            .hint(format!(
+                "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
+                instance.record_file().display()
+            )));
+        }
+        (Some(on_record), None) if !record.initialised || observed.state != State::Absent => on_record,
+        (Some(_), None) => {
             events.warning("The data of this instance was removed by something other than tfdev; it is made anew");
-            record.id = Uuid::new_v4();
             record.initialised = false;
             record.system_identifier = None;
-            Ok(record)
+            Uuid::new_v4()
         }
-        _ => Ok(record),
+        // The record is lost, or this is the first run: what carries our labels names its identity.
+        (_, Some(seen)) => seen,
+        (None, None) => Uuid::new_v4(),
+    };
+    record.uuid = Some(id.to_string());
+    record.engine = Some(engine.into());
+    record.project_dir = Some(instance.project_dir.clone());
+    record.tfdev_version = Some(env!("CARGO_PKG_VERSION").to_owned());
+    record.created_at.get_or_insert_with(|| jiff::Timestamp::now().to_string());
+    Ok((id, record))
+}
+
+/// Writes the record if it differs from what is `known` to be written; returns what is written now.
+fn remember(instance: &Instance, record: &InstanceRecord, known: Option<&InstanceRecord>) -> Result<InstanceRecord> {
+    let on_disk = match known {
+        Some(known) => Some(known.clone()),
+        None => InstanceRecord::read(instance, &Events::none())?,
+    };
+    if on_disk.as_ref() != Some(record) {
+        record.write(instance)?;
     }
+    Ok(record.clone())
 }
 
 /// What the steps after the engine's start share.
 struct Run<'a> {
     instance: &'a Instance,
+    id: Uuid,
     engine: &'a dyn Engine,
     server: &'a Server,
     events: &'a Events,
@@ -201,7 +239,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     /// Waits for a login as the ordinary role and proves whose server it is; sets up what a new server lacks.
-    async fn ready(&mut self, started: &Started, record: &mut Record) -> Result<PgConnection> {
+    async fn ready(&self, started: &Started, record: &mut InstanceRecord) -> Result<PgConnection> {
         if record.initialised && !started.created {
             let login = self.server.login();
             match self.wait(&login).await {
@@ -237,15 +275,15 @@ impl Run<'_> {
     }
 
     /// Sets up a new server, or mends one whose passwords or database are not as they should be.
-    async fn provision(&self, started: &Started, record: &mut Record) -> Result<()> {
-        let mut connection = self.superuser(started.first_password.as_ref(), record).await?;
+    async fn provision(&self, started: &Started, record: &mut InstanceRecord) -> Result<()> {
+        let mut connection = self.superuser(started.first_password.as_ref()).await?;
         let wanted = Provision {
             instance: self.instance,
-            id: record.id,
+            id: self.id,
             database: &self.server.database,
             user: &self.server.user,
-            superuser_password: &self.server.secrets.superuser,
-            user_password: &self.server.secrets.user,
+            superuser_password: &self.server.passwords.superuser,
+            user_password: &self.server.passwords.user,
         };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
@@ -253,15 +291,15 @@ impl Run<'_> {
             self.engine.flush().await?;
         }
         record.initialised = true;
-        record.system_identifier = Some(identifier);
-        self.instance.write_record_if_changed(record)
+        record.system_identifier = Some(identifier.to_string());
+        record.write(self.instance)
     }
 
     /// Logs in as the superuser, with the password a new data folder came with, or the one on record, or after setting
     /// it from beside the server.
-    async fn superuser(&self, first: Option<&Password>, record: &Record) -> Result<PgConnection> {
+    async fn superuser(&self, first: Option<&Password>) -> Result<PgConnection> {
         let own = self.server.superuser_login();
-        for password in first.into_iter().chain([&self.server.secrets.superuser]) {
+        for password in first.into_iter().chain([&self.server.passwords.superuser]) {
             let login = Login { password: password.expose().to_owned(), ..own.clone() };
             match self.wait(&login).await {
                 Ok(connection) => return Ok(connection),
@@ -269,37 +307,28 @@ impl Run<'_> {
                 Err(error) => return Err(error.into_error(&login)),
             }
         }
-        self.set_password_from_beside(record).await?;
+        self.set_password_from_beside().await?;
         self.wait(&own).await.map_err(|error| error.into_error(&own))
     }
 
     /// Sets the superuser's password over the server's own socket, after looking whose server it is.
-    async fn set_password_from_beside(&self, record: &Record) -> Result<()> {
+    async fn set_password_from_beside(&self) -> Result<()> {
         self.events.note("The server has other passwords than this machine; they are set anew");
         let psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", SUPERUSER];
         let found = self.engine.run(&psql, provision::MARKER_QUERY.as_bytes()).await?;
         let found = String::from_utf8_lossy(&found.checked("read the server's identity")?.stdout).trim().to_owned();
-        if let Some(other) = found.parse().ok().filter(|id: &Uuid| *id != record.id) {
-            return Err(provision::not_ours(record.id, other));
+        if let Some(other) = found.parse().ok().filter(|found: &Uuid| *found != self.id) {
+            return Err(provision::not_ours(self.id, other));
         }
-        let script = provision::superuser_password_script(&self.server.secrets.superuser)?;
+        let script = provision::superuser_password_script(&self.server.passwords.superuser)?;
         self.engine.run(&psql, script.as_bytes()).await?.checked("set the superuser's password")?;
         Ok(())
     }
 
     /// Loads the data set into an empty database.
-    async fn seed(
-        &self,
-        connection: &mut PgConnection,
-        dataset: Option<&DataSet>,
-    ) -> Result<Option<SeedReport>> {
+    async fn seed(&self, connection: &mut PgConnection, dataset: Option<&DataSet>) -> Result<Option<SeedReport>> {
         let Some(dataset) = dataset else { return Ok(None) };
         let outcome = seed::apply(connection, dataset, seed::Mode::OnlyIfEmpty, self.events).await?;
-        Ok(Some(SeedReport {
-            dataset: outcome.dataset,
-            users: outcome.users,
-            tasks: outcome.tasks,
-            applied: outcome.applied,
-        }))
+        Ok(Some(SeedReport::from(&outcome)))
     }
 }

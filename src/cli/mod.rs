@@ -15,7 +15,7 @@ use clap::{CommandFactory, FromArgMatches};
 
 use self::args::{Arguments, Command};
 use self::output::Output;
-use crate::config::{Environment, Settings};
+use crate::config::{self, Environment, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 
@@ -28,8 +28,7 @@ pub(crate) struct Session {
 
 /// Runs the program with the process's arguments.
 pub fn main() -> ExitCode {
-    let environment = Environment::read();
-    if let Some(code) = environment.restart_without_unwanted() {
+    if let Some(code) = config::restart_without_unwanted() {
         return code;
     }
     let raw: Vec<_> = std::env::args_os().collect();
@@ -41,8 +40,8 @@ pub fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return exit::of_usage(&error, false),
     };
-    let output = Output::new(&arguments.global, &environment);
-    match run(&matches, arguments, &environment, &output) {
+    let output = Output::new(&arguments.global);
+    match run(&matches, arguments, &output) {
         Ok(code) => code,
         Err(error) => {
             output.error(&error);
@@ -51,12 +50,7 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn run(
-    matches: &clap::ArgMatches,
-    arguments: Arguments,
-    environment: &Environment,
-    output: &Output,
-) -> Result<ExitCode> {
+fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<ExitCode> {
     match arguments.command {
         // These need no project.
         Command::Completions(command) => return commands::completions::run(&command),
@@ -64,7 +58,7 @@ fn run(
         _ => {}
     }
     let flags = args::flags(matches, &arguments.global);
-    let settings = Settings::resolve(&flags, environment)?;
+    let settings = Settings::resolve(&flags, &Environment::read()?)?;
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
     // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use serde::Serialize;
 
 use super::args::Global;
-use crate::config::Environment;
+use crate::config;
 use crate::error::{Context, Error, ErrorKind, Result};
 
 /// Error labels.
@@ -29,14 +29,14 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    pub(super) fn new(global: &Global, environment: &Environment) -> Self {
+    pub(super) fn new(global: &Global) -> Self {
         let terminal = std::io::stderr().is_terminal();
         Self {
             json: global.json,
             quiet: global.quiet,
             verbose: global.verbose,
             terminal,
-            color: terminal && !global.no_color && !environment.no_color,
+            color: terminal && !global.no_color && !config::no_color(),
             assume_yes: global.yes,
         }
     }
@@ -54,17 +54,7 @@ impl Output {
         } else {
             human(&mut text).or_failed(|| "cannot write the result")?;
         }
-        self.write(&text)
-    }
-
-    /// Writes to standard output. A reader that closed the pipe has seen enough.
-    #[expect(clippy::unused_self, reason = "results go through the settled output, wherever it leads")]
-    pub(crate) fn write(&self, bytes: &[u8]) -> Result<()> {
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
-            other => other.or_failed(|| "cannot write to standard output"),
-        }
+        write_stdout(&text)
     }
 
     /// Writes a line to standard error.
@@ -136,4 +126,13 @@ pub(super) fn json_error(error: &Error) {
     }});
     // Nobody is left to tell if standard error is closed.
     drop(writeln!(std::io::stderr().lock(), "{object}"));
+}
+
+/// Writes to standard output. A reader that closed the pipe has seen enough.
+pub(super) fn write_stdout(bytes: &[u8]) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => other.or_failed(|| "cannot write to standard output"),
+    }
 }

@@ -3,11 +3,13 @@
 use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::process::{Command, ExitCode};
 
 use directories::{BaseDirs, ProjectDirs};
 
 use super::{DockerEnvironment, FILE_NAME, Setting};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::pg::connect::UNWANTED_VARIABLES;
 
 /// The surroundings of the process, as far as they settle anything. Tests make one by hand.
 #[derive(Debug, Clone)]
@@ -58,9 +60,42 @@ impl Environment {
             runtime_dir: path("XDG_RUNTIME_DIR"),
         };
         let user_file = folders.as_ref().map(|folders| folders.config_dir().join(FILE_NAME));
-        let no_color = variable("NO_COLOR").is_some();
-        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, no_color })
+        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, no_color: no_color() })
     }
+}
+
+/// Whether `NO_COLOR` asks for plain text, also for errors that come before anything else is read.
+pub fn no_color() -> bool {
+    variable("NO_COLOR").is_some()
+}
+
+/// Starts this program again without the variables that would change its own sessions with servers
+/// ([`UNWANTED_VARIABLES`]), if one of them is set: they cannot be cleared in a running program without `unsafe`. Returns
+/// the exit status of the second run, where the platform cannot replace the first one by it.
+pub fn restart_without_unwanted() -> Option<ExitCode> {
+    if UNWANTED_VARIABLES.iter().all(|name| variable(name).is_none()) {
+        return None;
+    }
+    let mut command = Command::new(env::current_exe().ok()?);
+    command.args(env::args_os().skip(1));
+    for name in UNWANTED_VARIABLES {
+        command.env_remove(name);
+    }
+    replace_by(command)
+}
+
+/// Becomes `command`. It returns only if that failed; then the sessions themselves refuse the variables.
+#[cfg(unix)]
+fn replace_by(mut command: Command) -> Option<ExitCode> {
+    let _ = std::os::unix::process::CommandExt::exec(&mut command);
+    None
+}
+
+/// Runs `command` and gives its exit status.
+#[cfg(not(unix))]
+fn replace_by(mut command: Command) -> Option<ExitCode> {
+    let code = command.status().ok()?.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Some(ExitCode::from(code))
 }
 
 /// The value of a variable that is set and not empty.

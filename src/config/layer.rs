@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 use super::problem::{Fault, Problem};
 use super::raw::Raw;
@@ -95,9 +96,7 @@ impl Reader<'_> {
 
     /// Reads the keys of one section, or of the top level, in the order in which they are written.
     fn section(&mut self, section: Option<&str>, table: &DeTable<'_>) {
-        let mut entries: Vec<_> = table.iter().collect();
-        entries.sort_by_key(|(key, _)| key.span().start);
-        for (name, value) in entries {
+        for (name, value) in in_order(table) {
             let offset = name.span().start;
             let path =
                 section.map_or_else(|| name.get_ref().to_string(), |section| format!("{section}.{}", name.get_ref()));
@@ -154,7 +153,7 @@ impl Reader<'_> {
     }
 
     fn profiles(&mut self, table: &DeTable<'_>) {
-        for (name, value) in table {
+        for (name, value) in in_order(table) {
             let offset = name.span().start;
             let path = format!("{PROFILES}.{}", name.get_ref());
             if let Err(fault) = names::profile(name.get_ref()) {
@@ -178,7 +177,7 @@ impl Reader<'_> {
 
     /// Reads the server settings of a profile. A name with a dot is a table to TOML: `prefix` is what came before.
     fn profile(&mut self, section: &mut ProfileSection, prefix: &str, table: &DeTable<'_>) {
-        for (name, value) in table {
+        for (name, value) in in_order(table) {
             let offset = name.span().start;
             let name = format!("{prefix}{}", name.get_ref());
             if let DeValue::Table(table) = value.get_ref() {
@@ -204,6 +203,13 @@ impl Reader<'_> {
             }
         }
     }
+}
+
+/// The entries of a table as they are written, so that mistakes are told from top to bottom.
+fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<(&'a Spanned<DeString<'i>>, &'a Spanned<DeValue<'i>>)> {
+    let mut entries: Vec<_> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
 }
 
 /// The line and the column of a byte in a text, both counted from 1; columns count characters.

@@ -83,6 +83,11 @@ pub(super) fn instance(text: &str) -> Result<(), Fault> {
     Err(Fault::expected(expected, format_args!("{text:?}")))
 }
 
+/// Says whether `text` can be the name of an instance.
+pub(crate) fn is_instance(text: &str) -> bool {
+    instance(text).is_ok()
+}
+
 /// Checks a profile's name.
 pub(super) fn profile(text: &str) -> Result<(), Fault> {
     if is_made_of(text, LONGEST_PROJECT, |character| character.is_ascii_lowercase(), is_key_character) {
@@ -211,7 +216,8 @@ pub(super) fn remote(text: &str) -> Result<(), Fault> {
     };
     match text.split_once('/') {
         Some((host, database)) if is_word(host) && is_word(database) => Ok(()),
-        _ => Err(Fault::expected("\"host/database\"", format_args!("{text:?}"))),
+        // What is there may be a whole URL with a password.
+        _ => Err(Fault::new("must be \"host/database\", without a login")),
     }
 }
 

@@ -49,6 +49,8 @@ fn read_file(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !is_link() => Ok(None),
+        // A home folder of /dev/null, as users of services have it.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         Err(error) => {
             let why = match error.kind() {
                 io::ErrorKind::InvalidData => ": it is not UTF-8 text",

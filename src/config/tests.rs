@@ -11,7 +11,7 @@ use super::reference::{self, KEYS, Place};
 use super::*;
 use crate::error::{Error, ErrorKind};
 
-/// The project file of the reference (`CLI.md` § Project file), word for word but for the store, whose comment stays.
+/// The project file of the reference (`CLI.md` § Project file), word for word.
 const REFERENCE_EXAMPLE: &str = r#"
 project = "taskflow"            # key of the project; default: folder name and a hash of its path
 engine = "auto"                 # auto | docker | native | external
@@ -91,7 +91,7 @@ impl World {
     }
 
     fn user_file(&self) -> PathBuf {
-        self.root().join(FILE_NAME).with_file_name("user.toml")
+        self.root().join("user.toml")
     }
 
     fn environment(&self) -> Environment {
@@ -157,9 +157,7 @@ fn default_toml_is_exactly_the_defaults() {
 
 #[test]
 fn the_example_of_the_reference_is_taken() {
-    // The URL of the example is cut short there.
-    let text = REFERENCE_EXAMPLE.replace("postgres://…", "postgres://taskflow@127.0.0.1/taskflow");
-    let world = World::with_project_file(&text);
+    let world = World::with_project_file(REFERENCE_EXAMPLE);
     let settings = world.resolve().unwrap();
     assert_eq!(settings.project.as_ref().unwrap().value, "taskflow");
     assert_eq!(settings.database.port, Setting { value: PortChoice::Auto, origin: world.origin(8) });
@@ -168,7 +166,7 @@ fn the_example_of_the_reference_is_taken() {
     assert_eq!(settings.profiles["perf"].settings["random_page_cost"].value, "1.1");
     assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(27));
     // Every key of the table that may stand in a file is in the example, so neither forgets one.
-    let table: toml::Table = toml::from_str(&text).unwrap();
+    let table: toml::Table = toml::from_str(REFERENCE_EXAMPLE).unwrap();
     for key in KEYS.iter().filter(|key| !matches!(key.place, Place::Flag(_))) {
         let found = match key.path.split_once('.') {
             Some((section, name)) => table[section].get(name),
@@ -366,6 +364,14 @@ fn a_file_that_cannot_be_read_is_refused() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn a_home_that_is_no_folder_has_no_users_file() {
+    let world = World::new();
+    let environment = Environment { user_file: Some(PathBuf::from("/dev/null/tfdev.toml")), ..world.environment() };
+    assert!(Settings::resolve(&world.flags, &environment).is_ok());
+}
+
 #[test]
 fn the_users_file_cannot_name_the_project() {
     let world = World::new();
@@ -432,6 +438,7 @@ fn a_password_in_the_url_is_refused_and_never_shown() {
     }
     let (_, error) = World::with_project_file("external.url = \"postgres://user:x@host/db\"").refusal();
     assert!(error.hints()[0].contains("PGPASSFILE"));
+    assert!(!refusal("external.allow_remote = \"user:s3cret@host/db\"").contains("s3cret"));
     for url in
         ["postgres://user@host:5433/db?sslmode=require", "postgresql://[::1]:5432/db", "postgres:///db?host=/tmp"]
     {

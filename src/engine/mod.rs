@@ -6,12 +6,16 @@
 
 pub mod docker;
 
+use std::fmt;
+use std::time::Duration;
+
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::config::Setting;
-use crate::error::{Error, Result};
-use crate::instance::Password;
+use crate::config::{EngineChoice, Setting, Settings};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::instance::{Instance, Password};
 use crate::spec::ServerSpec;
 
 /// The kinds of engine (`CLI.md` § Words).
@@ -20,6 +24,22 @@ use crate::spec::ServerSpec;
 pub enum EngineKind {
     /// A container through the Docker API.
     Docker,
+}
+
+impl fmt::Display for EngineKind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Docker => "docker",
+        })
+    }
+}
+
+impl From<EngineKind> for EngineChoice {
+    fn from(kind: EngineKind) -> Self {
+        match kind {
+            EngineKind::Docker => Self::Docker,
+        }
+    }
 }
 
 /// What an instance's server is doing (`CLI.md` § Output).
@@ -38,6 +58,19 @@ pub enum State {
     Unhealthy,
     /// The server ended by itself with an error.
     Crashed,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Absent => "absent",
+            Self::Stopped => "stopped",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Unhealthy => "unhealthy",
+            Self::Crashed => "crashed",
+        })
+    }
 }
 
 /// The address on which a server answers.
@@ -103,7 +136,8 @@ impl ProgramOutput {
             return Ok(self);
         }
         let text = String::from_utf8_lossy(&self.stderr).trim().to_owned();
-        Err(Error::failed(format!("cannot {action}: the program ended with exit status {}", self.exit_code)).caused_by(text))
+        Err(Error::failed(format!("cannot {action}: the program ended with exit status {}", self.exit_code))
+            .caused_by(text))
     }
 }
 
@@ -128,6 +162,9 @@ pub struct StartRequest {
     /// The superuser's password.
     pub superuser_password: Password,
 }
+
+/// Takes the next bytes of a log.
+pub type LogReceiver<'a> = dyn FnMut(&[u8]) -> Result<()> + Send + 'a;
 
 /// The seam with effects on a machine.
 #[async_trait]
@@ -160,6 +197,25 @@ pub trait Engine: Send + Sync {
     /// Runs a program beside the server, as the server's user where that matters. Secrets go in by `stdin` only.
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
 
+    /// Runs a program beside the server on this process's own input and output; `terminal` if both are one. Returns its
+    /// exit status.
+    async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64>;
+
     /// Hands the server's log to `receive`, from the last `tail` lines on (all if `None`), and new lines if `follow`.
-    async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut (dyn FnMut(&[u8]) -> Result<()> + Send)) -> Result<()>;
+    async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut LogReceiver<'_>) -> Result<()>;
+}
+
+/// The engine for `instance`.
+pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Box<dyn Engine>> {
+    match settings.engine.value {
+        EngineChoice::Auto | EngineChoice::Docker => {
+            let timeout = Duration::from_secs(settings.timeout_seconds.value);
+            let connection = docker::connect::connect(&settings.docker, timeout, events).await?;
+            Ok(Box::new(docker::DockerEngine::new(connection, instance.clone(), settings, events.clone())))
+        }
+        EngineChoice::Native | EngineChoice::External => {
+            Err(Error::new(ErrorKind::NoEngine, "this version of tfdev has the docker engine only")
+                .hint(format!("`{}` asks for another one; use `--engine docker`", settings.engine.origin)))
+        }
+    }
 }

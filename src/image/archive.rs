@@ -54,7 +54,9 @@ pub async fn load(docker: &Docker, path: &Path, events: &Events) -> Result<Vec<I
         }
     }
     if images.is_empty() {
-        return Err(Error::bad_input(format!("`{shown}` holds no image")).hint("`docker save IMAGE -o FILE` writes one"));
+        return Err(
+            Error::bad_input(format!("`{shown}` holds no image")).hint("`docker save IMAGE -o FILE` writes one")
+        );
     }
     let names: Vec<_> = images.iter().map(|image| format!("`{}`", image.reference)).collect();
     events.finished(format!("Loaded {} from `{shown}`", names.join(", ")), began.elapsed());
@@ -224,7 +226,11 @@ fn check_members(file: &mut std::fs::File, path: &Path) -> Result<()> {
 }
 
 /// The file's bytes, with progress.
-fn chunks(file: tokio::fs::File, size: u64, events: Events) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send {
+fn chunks(
+    file: tokio::fs::File,
+    size: u64,
+    events: Events,
+) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send {
     stream::unfold((file, 0_u64, events), move |(mut file, mut position, events)| async move {
         let mut buffer = Vec::with_capacity(CHUNK);
         let read = (&mut file).take(CHUNK as u64).read_to_end(&mut buffer).await;

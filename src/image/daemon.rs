@@ -12,7 +12,9 @@ pub(super) fn error(message: impl Into<String>, cause: DaemonError) -> Error {
     let error = Error::new(kind, message);
     let error = match kind {
         ErrorKind::NoEngine => error.hint("`docker version` shows whether the daemon answers"),
-        _ if text.contains("no space left") => error.hint("the daemon's disk is full: `docker system df` shows what uses it"),
+        _ if text.contains("no space left") => {
+            error.hint("the daemon's disk is full: `docker system df` shows what uses it")
+        }
         _ => error,
     };
     // The daemon's own words say more than the client's sentence around them.

@@ -9,7 +9,10 @@ pub(super) async fn docker() -> Option<Docker> {
 #[tokio::test]
 async fn building() {
     let docker = docker().await.unwrap();
-    let events = Events::to(|event| match event { crate::event::Event::Progress(_) => (), e => eprintln!("{e:?}") });
+    let events = Events::to(|event| match event {
+        crate::event::Event::Progress(_) => (),
+        e => eprintln!("{e:?}"),
+    });
     let image = build(&docker, &events, BuildOptions::default()).await.unwrap();
     eprintln!("{image:#?}");
 }

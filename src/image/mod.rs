@@ -26,6 +26,7 @@ mod contract_tests;
 #[cfg(test)]
 mod docker_tests;
 
+use std::fmt;
 use std::path::PathBuf;
 
 use bollard::Docker;
@@ -34,6 +35,7 @@ pub use archive::{load, save};
 pub use build::{BuildOptions, build};
 pub use pull::pull;
 
+use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 
@@ -94,6 +96,27 @@ pub struct Sources {
     pub docker_config_dir: Option<PathBuf>,
     /// The folder of the PostgreSQL 15 programs; `None` means the usual places.
     pub bin_dir: Option<PathBuf>,
+}
+
+impl Sources {
+    /// What the settings say.
+    pub fn of(settings: &Settings) -> Self {
+        Self {
+            docker_config_dir: settings.docker.config_dir.clone(),
+            bin_dir: settings.native_bin_dir.as_ref().map(|folder| folder.value.clone()),
+        }
+    }
+}
+
+impl fmt::Display for ImageSource {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Present => "there",
+            Self::Pulled => "pulled",
+            Self::Built => "built",
+            Self::Loaded => "loaded",
+        })
+    }
 }
 
 /// Looks for the image that the daemon knows by `reference`; `None` if it has none.
@@ -183,7 +206,8 @@ async fn named(docker: &Docker, reference: &str, sources: &Sources, events: &Eve
 
 /// The last way: builds the offline image because the pull was `refused`, or says what stood in each way.
 async fn build_instead(docker: &Docker, sources: &Sources, events: &Events, refused: &Error) -> Result<Image> {
-    events.note(format!("Building the offline image `{OFFLINE}` from this machine's PostgreSQL: {}", one_line(refused)));
+    events
+        .note(format!("Building the offline image `{OFFLINE}` from this machine's PostgreSQL: {}", one_line(refused)));
     build(docker, events, BuildOptions::with_bin_dir(sources)).await.map_err(|unbuilt| no_way(refused, &unbuilt))
 }
 

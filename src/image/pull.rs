@@ -23,7 +23,12 @@ const PULL_TIMEOUT: Duration = Duration::from_secs(300);
 ///
 /// [`ErrorKind::BadInput`] if the registry has no such image; [`ErrorKind::NoEngine`] if the daemon does not answer;
 /// [`ErrorKind::Failed`] if no registry can be reached or it refuses.
-pub async fn pull(docker: &Docker, reference: &str, docker_config_dir: Option<&Path>, events: &Events) -> Result<Image> {
+pub async fn pull(
+    docker: &Docker,
+    reference: &str,
+    docker_config_dir: Option<&Path>,
+    events: &Events,
+) -> Result<Image> {
     check_reference(reference)?;
     let began = Instant::now();
     events.started(format!("Pulling `{reference}`"));
@@ -162,7 +167,9 @@ fn refused(reference: &str, login: &Login, cause: bollard::errors::Error) -> Err
     };
     let name_hint = format!("check the name, for example `{OFFICIAL}`");
     match Reason::of(&words) {
-        Reason::NoSuchImage => Error::bad_input(format!("cannot pull `{reference}`: the registry has no such image")).hint(name_hint),
+        Reason::NoSuchImage => {
+            Error::bad_input(format!("cannot pull `{reference}`: the registry has no such image")).hint(name_hint)
+        }
         Reason::WrongPlatform => {
             Error::bad_input(format!("cannot pull `{reference}`: it is not made for the daemon's kind of machine"))
                 .hint(format!("use an image that is, for example `{OFFICIAL}`"))
@@ -173,10 +180,12 @@ fn refused(reference: &str, login: &Login, cause: bollard::errors::Error) -> Err
                 .hint(login_hint)
         }
         Reason::TooMany => {
-            Error::failed(format!("cannot pull `{reference}`: `{registry}` allows no more pulls for now")).hint(login_hint)
+            Error::failed(format!("cannot pull `{reference}`: `{registry}` allows no more pulls for now"))
+                .hint(login_hint)
         }
         Reason::Unreachable => {
-            Error::failed(format!("cannot pull `{reference}`: the Docker daemon cannot reach `{registry}`")).hint(offline)
+            Error::failed(format!("cannot pull `{reference}`: the Docker daemon cannot reach `{registry}`"))
+                .hint(offline)
         }
         Reason::Other => return base,
     }
@@ -236,11 +245,23 @@ mod tests {
     #[test]
     fn the_words_of_daemons_and_registries_are_understood() {
         for (words, reason) in [
-            (r#"Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io on 10.0.0.53:53: no such host"#, Reason::Unreachable),
-            ("Get https://registry-1.docker.io/v2/: net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)", Reason::Unreachable),
-            ("failed to resolve reference \"docker.io/library/x:1\": docker.io/library/x:1: not found", Reason::NoSuchImage),
+            (
+                r#"Get "https://registry-1.docker.io/v2/": dial tcp: lookup registry-1.docker.io on 10.0.0.53:53: no such host"#,
+                Reason::Unreachable,
+            ),
+            (
+                "Get https://registry-1.docker.io/v2/: net/http: request canceled while waiting for connection (Client.Timeout exceeded while awaiting headers)",
+                Reason::Unreachable,
+            ),
+            (
+                "failed to resolve reference \"docker.io/library/x:1\": docker.io/library/x:1: not found",
+                Reason::NoSuchImage,
+            ),
             ("manifest for postgres:99 not found: manifest unknown: manifest unknown", Reason::NoSuchImage),
-            ("pull access denied for nope/nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied", Reason::Denied),
+            (
+                "pull access denied for nope/nope, repository does not exist or may require 'docker login': denied: requested access to the resource is denied",
+                Reason::Denied,
+            ),
             ("Head \"https://ghcr.io/v2/a/manifests/1\": unauthorized", Reason::Denied),
             ("toomanyrequests: You have reached your pull rate limit.", Reason::TooMany),
             ("no matching manifest for linux/s390x in the manifest list entries", Reason::WrongPlatform),

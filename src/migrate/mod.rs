@@ -58,7 +58,7 @@ impl Default for Options {
 }
 
 /// A migration that a run applied.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct AppliedNow {
     /// Its version.
     pub version: i64,
@@ -69,7 +69,7 @@ pub struct AppliedNow {
 }
 
 /// What a run did.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, serde::Serialize)]
 pub struct MigrateOutcome {
     /// The migrations that this run applied, in order.
     pub applied_now: Vec<AppliedNow>,

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256, Sha384};
 use sqlx::migrate::{Migration, MigrationType};
 use sqlx::{AssertSqlSafe, SqlSafeStr};
 
+use crate::config::Settings;
 use crate::error::{Error, ErrorKind, Result};
 
 /// The files of the built-in schema, oldest first; a test compares the list with the folder.
@@ -55,6 +56,11 @@ pub struct Source {
 }
 
 impl Source {
+    /// What the settings name: the project's own folder, else the TaskFlow schema that is built in.
+    pub fn of(settings: &Settings) -> Result<Self> {
+        settings.migrations_dir.as_ref().map_or_else(|| Ok(Self::embedded()), |folder| Self::folder(&folder.value))
+    }
+
     /// The TaskFlow schema that is built in.
     pub fn embedded() -> Self {
         let files = EMBEDDED.iter().map(|(name, text)| {

@@ -1,5 +1,7 @@
 //! Which migrations a database has, compared with those of a source.
 
+use std::fmt;
+
 use sqlx::{PgConnection, Row};
 
 use super::source::{MigrationFile, Source};
@@ -28,6 +30,19 @@ impl MigrationState {
     /// Whether the database has it.
     pub fn is_applied(self) -> bool {
         matches!(self, Self::Applied | Self::Changed | Self::LineEndings | Self::Missing)
+    }
+}
+
+impl fmt::Display for MigrationState {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Self::Applied => "applied",
+            Self::Pending => "pending",
+            Self::Changed => "changed since it was applied",
+            Self::LineEndings => "applied (other line endings)",
+            Self::Missing => "applied, but missing here",
+            Self::Failed => "failed",
+        })
     }
 }
 

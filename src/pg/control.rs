@@ -23,7 +23,7 @@ pub const WAL_FOLDER: &str = "pg_wal";
 const CONTROL_VERSION: u32 = 1300;
 
 /// The size of the file, `PG_CONTROL_FILE_SIZE`, in bytes; all behind the CRC is zero.
-const FILE_SIZE: usize = 8192;
+pub const FILE_SIZE: usize = 8192;
 
 /// Offsets in `ControlFileData`, in bytes.
 mod offset {
@@ -149,12 +149,13 @@ pub fn with_system_identifier(bytes: &[u8], new: u64) -> Result<Vec<u8>> {
     Ok(patched)
 }
 
+/// Bytes at the beginning of a WAL segment that [`patch_wal_segment`] needs: `SizeOfXLogLongPHD`.
+pub const WAL_LONG_HEADER_SIZE: usize = 40;
+
 /// Changes the system identifier in `first_page`, the beginning (at least 40 bytes) of a WAL segment file, from `old` to
 /// `new`. A segment that was made ahead of need and is still all zero is left as it is.
 pub fn patch_wal_segment(first_page: &mut [u8], old: u64, new: u64) -> Result<()> {
-    /// `SizeOfXLogLongPHD`, in bytes.
-    const LONG_HEADER: usize = 40;
-    let Some(header) = first_page.get_mut(..LONG_HEADER) else {
+    let Some(header) = first_page.get_mut(..WAL_LONG_HEADER_SIZE) else {
         return Err(damaged_wal(&format!("it has only {} bytes", first_page.len())));
     };
     if header.iter().all(|byte| *byte == 0) {

@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use crate::cli::args::Arguments;
+use crate::cli::output::write_stdout;
 use crate::error::Result;
 
 /// Print shell completion
@@ -20,6 +21,6 @@ pub struct Completions {
 pub(in crate::cli) fn run(command: &Completions) -> Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(command.shell, &mut Arguments::command(), "tfdev", &mut text);
-    crate::cli::output::write_stdout(&text)?;
+    write_stdout(&text)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -3,6 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use crate::cli::Session;
+use crate::cli::output::write_stdout;
 use crate::error::{Context, Result};
 use crate::server::Running;
 
@@ -27,13 +28,13 @@ enum Format {
 
 pub(super) async fn run(command: &Env, session: &Session) -> Result<()> {
     let running = Running::find(&session.settings, &session.events).await?;
-    let variables = running.server.variables(&running.instance.write_pgpass(&running.server)?);
+    let variables = running.server.variables(&running.write_pgpass()?);
     let object: serde_json::Map<_, _> =
         variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
     if command.format == Format::Json && !session.output.json {
         let mut text = serde_json::to_vec_pretty(&object).or_failed(|| "cannot write the variables as JSON")?;
         text.push(b'\n');
-        return session.output.write(&text);
+        return write_stdout(&text);
     }
     session.output.result(&object, |out| {
         for (name, value) in &variables {

@@ -62,7 +62,7 @@ pub(super) async fn run(command: Image, session: &Session) -> Result<()> {
         }
         Action::Pull { image } => {
             let name = image.or(configured).unwrap_or_else(|| image::OFFICIAL.to_owned());
-            vec![image::pull(&docker, &name, &sources, events).await?]
+            vec![image::pull(&docker, &name, sources.docker_config_dir.as_deref(), events).await?]
         }
         Action::Build { bin_dir } => {
             let options = BuildOptions { bin_dir: bin_dir.or(sources.bin_dir), ..BuildOptions::default() };
@@ -85,7 +85,14 @@ pub(super) async fn run(command: Image, session: &Session) -> Result<()> {
 fn write_images(images: &[Found], session: &Session) -> Result<()> {
     session.output.result(&images, |out| {
         for image in images {
-            writeln!(out, "{} is {} ({} MB, {})", image.reference, image.source, megabytes(image.size_bytes), image.id)?;
+            writeln!(
+                out,
+                "{} is {} ({} MB, {})",
+                image.reference,
+                image.source,
+                megabytes(image.size_bytes),
+                image.id
+            )?;
         }
         Ok(())
     })

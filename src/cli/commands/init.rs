@@ -19,7 +19,7 @@ pub struct Init {
 }
 
 pub(super) fn run(command: &Init, session: &Session) -> Result<()> {
-    let text = config::template(command.project.as_deref())?;
+    let text = config::template(command.project.as_deref());
     let path = session.settings.project_dir.join(config::FILE_NAME);
     let mut file = std::fs::File::create_new(&path).map_err(|error| {
         if error.kind() == std::io::ErrorKind::AlreadyExists {

@@ -3,6 +3,7 @@
 use clap::Args;
 
 use crate::cli::Session;
+use crate::cli::output::write_stdout;
 use crate::engine;
 use crate::error::Result;
 use crate::instance::Instance;
@@ -19,11 +20,11 @@ pub struct Logs {
 }
 
 pub(super) async fn run(command: &Logs, session: &Session) -> Result<()> {
-    let instance = Instance::of(&session.settings)?;
+    let instance = Instance::of(&session.settings);
     let engine = engine::choose(&session.settings, &instance, &session.events).await?;
     let output = &session.output;
     if !output.json {
-        return engine.logs(command.tail, command.follow, &mut |bytes| output.write(bytes)).await;
+        return engine.logs(command.tail, command.follow, &mut |bytes| write_stdout(bytes)).await;
     }
     let mut log = Vec::new();
     engine

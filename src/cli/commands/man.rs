@@ -7,6 +7,7 @@ use clap::{Args, CommandFactory};
 
 use crate::cli::args::Arguments;
 use crate::cli::output::Output;
+use crate::cli::output::write_stdout;
 use crate::error::{Context, Result};
 
 /// Print the manual pages
@@ -22,7 +23,7 @@ pub(in crate::cli) fn run(command: &Man, output: &Output) -> Result<ExitCode> {
         let mut text = Vec::new();
         let page = clap_mangen::Man::new(Arguments::command());
         page.render(&mut text).or_failed(|| "cannot write the manual page")?;
-        output.write(&text)?;
+        write_stdout(&text)?;
         return Ok(ExitCode::SUCCESS);
     };
     let failed = || format!("cannot write the manual pages into `{}`", folder.display());

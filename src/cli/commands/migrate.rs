@@ -63,7 +63,10 @@ async fn apply(strict: bool, session: &Session) -> Result<()> {
 async fn status(session: &Session) -> Result<()> {
     let source = Source::of(&session.settings)?;
     let running = Running::find(&session.settings, &session.events).await?;
-    let status = migrate::status(&running.server.login(), &source).await?;
+    let timeout = Duration::from_secs(session.settings.timeout_seconds.value);
+    let mut connection = running.connect(timeout).await?;
+    let status = migrate::status(&mut connection, &source).await?;
+    crate::provision::close(connection).await;
     session.output.result(&status, |out| {
         for row in &status.rows {
             writeln!(out, "{:<14} {:<40} {}", row.version, row.description, row.state)?;

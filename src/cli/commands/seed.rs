@@ -44,8 +44,7 @@ pub(super) async fn run(command: &Seed, session: &Session) -> Result<()> {
             .hint("name one with `--dataset`, for example `--dataset demo`"));
     };
     if command.users.is_some() || command.tasks.is_some() {
-        let (users, tasks) = (command.users.unwrap_or(dataset.users()), command.tasks.unwrap_or(dataset.tasks()));
-        dataset = dataset.with_counts(users, tasks)?;
+        dataset = dataset.with_counts(command.users, command.tasks)?;
     }
     if let Some(rng) = command.rng {
         dataset = dataset.with_rng(rng)?;
@@ -62,7 +61,7 @@ pub(super) async fn run(command: &Seed, session: &Session) -> Result<()> {
     let mut connection = running.connect(Duration::from_secs(settings.timeout_seconds.value)).await?;
     let outcome = seed::apply(&mut connection, &dataset, mode, &session.events).await?;
     crate::provision::close(connection).await;
-    running.remember_dataset(&outcome)?;
+    running.remember_seed(&outcome)?;
     session.output.result(&outcome, |out| {
         writeln!(
             out,

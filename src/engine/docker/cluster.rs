@@ -129,10 +129,10 @@ fn rewrite(source: impl Read, target: &mut File, index: &mut Index) -> Result<()
         if name == "PG_VERSION" {
             index.user_id = header.uid().or_failed(failed)?;
             index.group_id = header.gid().or_failed(failed)?;
-            check_version(target, start, length)?;
+            check_version(&read_back(target, start, small(length)?)?)?;
         } else if name == "global/pg_control" {
             index.control_offset = start;
-            index.system_identifier = check_control(&read_back(target, start, length)?)?;
+            index.system_identifier = check_control(&read_back(target, start, small(length)?)?)?;
         } else if name.starts_with("pg_wal/") && kind.is_file() && length > 0 {
             index.wal_offsets.push(start);
         }
@@ -143,23 +143,33 @@ fn rewrite(source: impl Read, target: &mut File, index: &mut Index) -> Result<()
     Ok(())
 }
 
-fn read_back(target: &mut File, start: u64, length: u64) -> Result<Vec<u8>> {
+fn read_back(target: &mut File, start: u64, length: usize) -> Result<Vec<u8>> {
     let failed = || "cannot read the cached data folder back";
-    let mut bytes = vec![0; usize::try_from(length).or_failed(failed)?];
+    let mut bytes = vec![0; length];
     target.seek(SeekFrom::Start(start)).or_failed(failed)?;
     target.read_exact(&mut bytes).or_failed(failed)?;
     target.seek(SeekFrom::End(0)).or_failed(failed)?;
     Ok(bytes)
 }
 
-fn check_version(target: &mut File, start: u64, length: u64) -> Result<()> {
-    let version = read_back(target, start, length)?;
-    let version = String::from_utf8_lossy(&version).trim().to_owned();
+/// The length of a file that is known to be small.
+fn small(length: u64) -> Result<usize> {
+    let length = usize::try_from(length).ok().filter(|length| *length <= 1 << 20);
+    length.ok_or_else(|| Error::failed("a small file of the data folder is of unexpected size"))
+}
+
+fn check_version(version: &[u8]) -> Result<()> {
+    let version = String::from_utf8_lossy(version).trim().to_owned();
     if version == POSTGRES_MAJOR.to_string() {
         return Ok(());
     }
-    Err(Error::new(ErrorKind::BadInput, format!("the image is PostgreSQL {version}, and tfdev is made for {POSTGRES_MAJOR}"))
-        .hint("name a PostgreSQL 15 image with `--image` or `docker.image` in tfdev.toml, for example `postgres:15-alpine`"))
+    Err(Error::new(
+        ErrorKind::BadInput,
+        format!("the image is PostgreSQL {version}, and tfdev is made for {POSTGRES_MAJOR}"),
+    )
+    .hint(
+        "name a PostgreSQL 15 image with `--image` or `docker.image` in tfdev.toml, for example `postgres:15-alpine`",
+    ))
 }
 
 fn check_control(bytes: &[u8]) -> Result<u64> {
@@ -200,7 +210,7 @@ impl Cluster {
     /// What differs in a copy: offset in the tar file and the new bytes.
     fn patches(&self, file: &mut File, identifier: u64) -> Result<Vec<(u64, Vec<u8>)>> {
         let index = &self.index;
-        let control = read_back(file, index.control_offset, control::CONTROL_FILE_SIZE)?;
+        let control = read_back(file, index.control_offset, control::FILE_SIZE)?;
         let mut patches = vec![(index.control_offset, control::with_system_identifier(&control, identifier)?)];
         for offset in &index.wal_offsets {
             let mut header = read_back(file, *offset, control::WAL_LONG_HEADER_SIZE)?;

@@ -52,13 +52,7 @@ pub fn published_on(address: &str, port: Option<u16>) -> HashMap<String, Option<
 }
 
 /// The container that runs `spec`.
-pub fn body(
-    instance: &Instance,
-    id: Uuid,
-    spec: &ServerSpec,
-    address: &str,
-    port: Option<u16>,
-) -> ContainerCreateBody {
+pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, port: Option<u16>) -> ContainerCreateBody {
     let limits = &spec.limits;
     let mut host_config = HostConfig {
         port_bindings: Some(published_on(address, port)),

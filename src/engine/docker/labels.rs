@@ -22,7 +22,7 @@ pub const SPEC_HASH: &str = "dev.tfdev.spec-hash";
 /// The tfdev that made it.
 pub const VERSION: &str = "dev.tfdev.version";
 /// The image as people name it.
-pub const IMAGE: &str = "dev.tfdev.image";
+pub const IMAGE: &str = "dev.tfdev.image-name";
 /// The image's digest when the data was made.
 pub const IMAGE_ID: &str = "dev.tfdev.image-id";
 /// The key of a cached data folder; on the throw-away container that makes it.

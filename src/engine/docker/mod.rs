@@ -14,11 +14,25 @@ pub mod exec;
 pub mod labels;
 pub mod ports;
 mod start;
+#[cfg(test)]
+mod testing;
 mod throwaway;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use self::connect::DockerConnection;
+use self::errors::{failed, is_not_found};
+use self::labels::Labels;
+use crate::config::{Setting, Settings};
+use crate::engine::{
+    Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Source, StartRequest, Started, State,
+};
+use crate::error::{Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::image::{self, Sources};
+use crate::instance::Instance;
+use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerState};
 use bollard::query_parameters::{
@@ -26,23 +40,15 @@ use bollard::query_parameters::{
     StopContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
-use uuid::Uuid;
-
-use self::connect::DockerConnection;
-use self::errors::{failed, is_not_found};
-use self::labels::Labels;
-use crate::engine::{Endpoint, Engine, EngineKind, Observed, ProgramOutput, StartRequest, Started, State};
-use crate::error::{Error, ErrorKind, Result};
-use crate::event::Events;
-use crate::instance::Instance;
-use crate::spec::STOP_TIMEOUT_SECONDS;
 
 /// The Docker engine for one instance.
 #[derive(Debug)]
 pub struct DockerEngine {
     connection: DockerConnection,
     instance: Instance,
+    /// Where data folders are kept that were initialised once (see [`cluster`]).
     cluster_dir: PathBuf,
+    sources: Sources,
     timeout: Duration,
     events: Events,
 }
@@ -55,16 +61,16 @@ struct Container {
 }
 
 impl DockerEngine {
-    /// Makes the engine for `instance`. Cached data folders are kept under `cluster_dir`; `timeout` bounds the first
-    /// start of a throw-away server.
-    pub fn new(
-        connection: DockerConnection,
-        instance: Instance,
-        cluster_dir: PathBuf,
-        timeout: Duration,
-        events: Events,
-    ) -> Self {
-        Self { connection, instance, cluster_dir, timeout, events }
+    /// Makes the engine for `instance`.
+    pub fn new(connection: DockerConnection, instance: Instance, settings: &Settings, events: Events) -> Self {
+        Self {
+            connection,
+            instance,
+            cluster_dir: settings.cache_dir.join("clusters"),
+            sources: Sources::of(settings),
+            timeout: Duration::from_secs(settings.timeout_seconds.value),
+            events,
+        }
     }
 
     /// The connection to the daemon.
@@ -136,7 +142,9 @@ impl DockerEngine {
         if !log.is_empty() {
             error = error.caused_by(format!("the last lines of its log:\n{log}"));
         }
-        error.hint("see the whole log with `tfdev logs`; if a setting of the profile is at fault, mend it and run `tfdev up`")
+        error.hint(
+            "see the whole log with `tfdev logs`; if a setting of the profile is at fault, mend it and run `tfdev up`",
+        )
     }
 
     fn endpoint(&self, port: u16) -> Endpoint {
@@ -156,7 +164,8 @@ impl DockerEngine {
     async fn stop_container(&self, name: &str) -> Result<()> {
         let seconds = i32::try_from(STOP_TIMEOUT_SECONDS).expect("two minutes fit");
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
-        let patient = self.docker().clone().with_timeout(Duration::from_secs(STOP_TIMEOUT_SECONDS.cast_unsigned() + 30));
+        let patient =
+            self.docker().clone().with_timeout(Duration::from_secs(STOP_TIMEOUT_SECONDS.cast_unsigned() + 30));
         match patient.stop_container(name, Some(options)).await {
             Ok(()) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
@@ -295,18 +304,44 @@ impl Engine for DockerEngine {
         Ok(removed)
     }
 
+    async fn flush(&self) -> Result<()> {
+        // Only the file system of the data; busybox and coreutils agree on this, and plain `sync` does for others.
+        let script = format!("sync -f {DATA_DIRECTORY}/PG_VERSION || sync");
+        self.run(&["sh", "-c", &script], b"").await?.checked("write the new data folder to the disk")?;
+        Ok(())
+    }
+
+    async fn source(&self, requested: Option<&Setting<String>>, last: Option<&str>) -> Result<Source> {
+        // An instance stays with the image that made it until told otherwise: another C library sorts text otherwise.
+        let name = requested.map(|setting| setting.value.as_str()).or(last);
+        let image = image::resolve(self.docker(), name, &self.sources, &self.events).await?;
+        if let (Some(requested), Some(last)) = (requested, last.filter(|last| *last != image.reference)) {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the data of this instance was made with the image `{last}`, and {} says `{}`",
+                    requested.origin, image.reference
+                ),
+            )
+            .hint(
+                "another image may sort text in another way, which breaks indexes; dump the data with `pg_dump` first",
+            )
+            .hint(format!("then `tfdev destroy` and `tfdev up`; or go on with `--image {last}`")));
+        }
+        Ok(Source { name: image.reference, id: image.id })
+    }
+
+    async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64> {
+        exec::interactive(self.docker(), &self.instance.container_name(), command, &[], terminal).await
+    }
+
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {
         let name = self.instance.container_name();
         let output = exec::run(self.docker(), &name, command, Some(stdin)).await?;
         Ok(ProgramOutput { exit_code: output.exit_code, stdout: output.stdout, stderr: output.stderr })
     }
 
-    async fn logs(
-        &self,
-        tail: Option<u32>,
-        follow: bool,
-        receive: &mut (dyn FnMut(&[u8]) -> Result<()> + Send),
-    ) -> Result<()> {
+    async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut LogReceiver<'_>) -> Result<()> {
         let name = self.instance.container_name();
         if self.container().await?.is_none() {
             return Err(self.instance.not_found());
@@ -316,18 +351,9 @@ impl Engine for DockerEngine {
         let mut stream = self.docker().logs(&name, Some(options));
         while let Some(chunk) = stream.next().await {
             let chunk = chunk.map_err(|error| failed(&format!("read the log of container `{name}`"), error))?;
-            receive(&chunk.into_bytes())?;
+            let bytes = chunk.into_bytes();
+            receive(&bytes)?;
         }
         Ok(())
-    }
-}
-
-impl DockerEngine {
-    /// The identity on the container's or the volume's label, whichever is there.
-    async fn labelled_id(&self, container: Option<&Container>) -> Result<Option<Uuid>> {
-        match container {
-            Some(container) => Ok(labels::id(Some(&container.labels))),
-            None => Ok(labels::id(self.volume().await?.as_ref())),
-        }
     }
 }

@@ -29,7 +29,8 @@ pub fn candidates(choice: PortChoice, last: Option<u16>, instance: &Instance) ->
     let start = u16::from_be_bytes([digest[0], digest[1]]);
     let assigned = (0..ATTEMPTS).map(|attempt| {
         // 7,919 is a prime that does not divide 12,000: every attempt is another port.
-        FIRST_ASSIGNED + u16::try_from((u32::from(start) + u32::from(attempt) * 7919) % u32::from(ASSIGNED)).unwrap_or(0)
+        FIRST_ASSIGNED
+            + u16::try_from((u32::from(start) + u32::from(attempt) * 7919) % u32::from(ASSIGNED)).unwrap_or(0)
     });
     let mut ports: Vec<u16> = last.into_iter().chain([PREFERRED]).chain(assigned).collect();
     let mut seen = std::collections::HashSet::new();

@@ -33,7 +33,6 @@ enum Contents {
 impl DockerEngine {
     pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
         let found = self.container().await?;
-        self.check_identity(request, found.as_ref()).await?;
         let hash = request.spec.hash();
         if let Some(found) = &found {
             let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash);
@@ -53,26 +52,6 @@ impl DockerEngine {
             self.take_away(found).await?;
         }
         self.create_and_start(request).await
-    }
-
-    /// Refuses a container or volume whose identity is not the one on record.
-    async fn check_identity(&self, request: &StartRequest, found: Option<&Container>) -> Result<()> {
-        let Some(id) = self.labelled_id(found).await? else { return Ok(()) };
-        if id == request.id {
-            return Ok(());
-        }
-        Err(Error::new(
-            ErrorKind::Refused,
-            format!(
-                "the data in `{}` belongs to instance {id}, and the record of this checkout names instance {}",
-                self.instance.volume_name(),
-                request.id
-            ),
-        )
-        .hint(format!(
-            "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
-            self.instance.state_dir.display()
-        )))
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
@@ -99,7 +78,8 @@ impl DockerEngine {
     /// Says why the server was not running, if it did not stop in order.
     fn explain_last_end(&self, found: &Container) {
         if let (crate::engine::State::Crashed, Some(reason)) = found.observe() {
-            self.events.warning(format!("the server was not stopped in order: {reason}; PostgreSQL recovers by itself"));
+            self.events
+                .warning(format!("the server was not stopped in order: {reason}; PostgreSQL recovers by itself"));
         }
     }
 
@@ -167,7 +147,8 @@ impl DockerEngine {
     fn say_port(&self, request: &StartRequest, port: u16) {
         let usual = request.last_port.unwrap_or(ports::PREFERRED);
         if request.spec.port == PortChoice::Auto && port != usual {
-            self.events.note(format!("Port {usual} is taken by something else, so this instance has port {port} from now on"));
+            self.events
+                .note(format!("Port {usual} is taken by something else, so this instance has port {port} from now on"));
         }
     }
 
@@ -182,7 +163,7 @@ impl DockerEngine {
 
     async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
         let name = self.instance.container_name();
-        let address = self.connection.endpoint.publish_address();
+        let address = self.connection.endpoint.publish_address().await?.to_string();
         let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {
@@ -212,7 +193,12 @@ impl DockerEngine {
     }
 
     /// Puts the superuser's password into the container, readable by the server's user alone.
-    pub(super) async fn upload_password(&self, name: &str, password: &Password, owner: Option<(u64, u64)>) -> Result<()> {
+    pub(super) async fn upload_password(
+        &self,
+        name: &str,
+        password: &Password,
+        owner: Option<(u64, u64)>,
+    ) -> Result<()> {
         let what = || format!("upload the password file into container `{name}`");
         let mut builder = tar::Builder::new(Vec::new());
         let mut folder = tar::Header::new_ustar();
@@ -254,7 +240,7 @@ impl DockerEngine {
             Some(cluster) => cluster.clone(),
             None => self.cluster(&request.spec).await?,
         };
-        let password = Password::from(cluster.index.password.clone());
+        let password = Password::new(cluster.index.password.clone());
         self.upload_cluster(request, cluster).await?;
         Ok((true, Some(password)))
     }
@@ -262,15 +248,14 @@ impl DockerEngine {
     async fn upload_cluster(&self, request: &StartRequest, cluster: Cluster) -> Result<()> {
         let name = self.instance.container_name();
         let marker = serde_json::json!({
-            "id": request.id, "project": self.instance.project, "instance": self.instance.name,
+            "id": request.id.to_string(), "project": self.instance.project, "instance": self.instance.name,
             "image": request.spec.image, "image_id": request.spec.image_id,
         })
         .to_string();
         let (sender, receiver) = mpsc::channel::<Bytes>(4);
         let id = request.id;
-        let reader = tokio::task::spawn_blocking(move || {
-            cluster.copy(id, &marker, |piece| sender.blocking_send(piece).is_ok())
-        });
+        let reader =
+            tokio::task::spawn_blocking(move || cluster.copy(id, &marker, |piece| sender.blocking_send(piece).is_ok()));
         let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|piece| (piece, receiver))
         });
@@ -353,12 +338,7 @@ impl DockerEngine {
             .hint("stop it, or set another `port` (or \"auto\") in the section `[database]` of tfdev.toml")
     }
 
-    async fn started(
-        &self,
-        created: bool,
-        started: bool,
-        first_password: Option<Password>,
-    ) -> Result<Started> {
+    async fn started(&self, created: bool, started: bool, first_password: Option<Password>) -> Result<Started> {
         let name = self.instance.container_name();
         let Some(found) = self.container().await? else {
             return Err(Error::failed(format!("the container `{name}` was removed while tfdev started it"))
@@ -367,8 +347,9 @@ impl DockerEngine {
         let Some(port) = found.port else {
             // A container that ended at once has no published port any more.
             self.check_alive_now(&found).await?;
-            return Err(Error::failed(format!("the engine published no port for container `{name}`"))
-                .hint(format!("look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`")));
+            return Err(Error::failed(format!("the engine published no port for container `{name}`")).hint(format!(
+                "look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`"
+            )));
         };
         Ok(Started { created, started, endpoint: self.endpoint(port), first_password })
     }

@@ -20,6 +20,7 @@ use super::{Container, DockerEngine, container, labels};
 use crate::error::{Context, Error, Result};
 use crate::instance::{FileLock, Password};
 use crate::pg::{self, Login};
+use crate::provision;
 use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, SUPERUSER, ServerSpec, hexadecimal};
 
 /// Settings of the throw-away server: what it writes need not survive a crash.
@@ -39,7 +40,8 @@ impl DockerEngine {
             return Ok(cluster);
         }
         let lock_path = self.cluster_dir.join(format!("{key}.lock"));
-        let _lock = FileLock::acquire(&lock_path, "preparing a data folder", self.timeout).await?;
+        let _lock =
+            FileLock::acquire(&lock_path, "the data folder of this image", "up", self.timeout, &self.events).await?;
         if let Some(cluster) = cluster::find(&self.cluster_dir, &key) {
             return Ok(cluster);
         }
@@ -72,8 +74,8 @@ impl DockerEngine {
     }
 
     async fn make_cluster(&self, spec: &ServerSpec, key: &str, name: &str) -> Result<Cluster> {
-        let password = Password::random();
-        let address = self.connection.endpoint.publish_address();
+        let password = Password::random()?;
+        let address = self.connection.endpoint.publish_address().await?.to_string();
         let settings = SETTINGS.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]);
         let body = ContainerCreateBody {
             image: Some(spec.image_id.clone()),
@@ -120,14 +122,15 @@ impl DockerEngine {
             user: SUPERUSER.to_owned(),
             password: password.expose().to_owned(),
             tls: pg::Tls::Disable,
+            application_name: "tfdev".to_owned(),
         };
         let deadline = Instant::now() + self.timeout;
         let alive = async || {
             let found = self.inspect(name).await?;
             if found.is_running() { Ok(()) } else { Err(self.ended(name, &found.state).await) }
         };
-        let connection = pg::wait_ready(&login, deadline, alive).await?;
-        pg::close(connection).await;
+        let connection = pg::wait_ready(&login, deadline, alive).await.map_err(|error| error.into_error(&login))?;
+        provision::close(connection).await;
         Ok(())
     }
 
@@ -146,9 +149,10 @@ impl DockerEngine {
             }
         }
         drop(sender);
-        writer.await.map_err(|error| Error::failed("keeping the data folder was cut off").caused_by(error))?.or_failed(
-            || format!("cannot keep the data folder of the image under `{}`", self.cluster_dir.display()),
-        )
+        writer
+            .await
+            .map_err(|error| Error::failed("keeping the data folder was cut off").caused_by(error))?
+            .or_failed(|| format!("cannot keep the data folder of the image under `{}`", self.cluster_dir.display()))
     }
 }
 

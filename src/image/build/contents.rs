@@ -28,10 +28,54 @@ const REQUIRED_TOOLS: [(&str, &[&str]); 10] = [
     (
         "coreutils",
         &[
-            "basename", "cat", "chmod", "chown", "cp", "cut", "date", "dd", "df", "dirname", "du", "echo", "env", "expr",
-            "false", "head", "id", "install", "ln", "ls", "mkdir", "mktemp", "mv", "nproc", "od", "printf", "pwd",
-            "readlink", "realpath", "rm", "rmdir", "seq", "sha256sum", "sleep", "sort", "stat", "sync", "tail", "tee",
-            "test", "timeout", "touch", "tr", "true", "uname", "uniq", "wc", "whoami",
+            "basename",
+            "cat",
+            "chmod",
+            "chown",
+            "cp",
+            "cut",
+            "date",
+            "dd",
+            "df",
+            "dirname",
+            "du",
+            "echo",
+            "env",
+            "expr",
+            "false",
+            "head",
+            "id",
+            "install",
+            "ln",
+            "ls",
+            "mkdir",
+            "mktemp",
+            "mv",
+            "nproc",
+            "od",
+            "printf",
+            "pwd",
+            "readlink",
+            "realpath",
+            "rm",
+            "rmdir",
+            "seq",
+            "sha256sum",
+            "sleep",
+            "sort",
+            "stat",
+            "sync",
+            "tail",
+            "tee",
+            "test",
+            "timeout",
+            "touch",
+            "tr",
+            "true",
+            "uname",
+            "uniq",
+            "wc",
+            "whoami",
         ],
     ),
     ("findutils", &["find", "xargs"]),
@@ -45,8 +89,8 @@ const REQUIRED_TOOLS: [(&str, &[&str]); 10] = [
 
 /// Tools that are taken along where this machine has them.
 const OPTIONAL_TOOLS: [&str; 19] = [
-    "xz", "unxz", "xzcat", "zstd", "unzstd", "zstdcat", "lz4", "bzip2", "ps", "pgrep", "kill", "less", "flock", "getent",
-    "hostname", "base64", "md5sum", "egrep", "[",
+    "xz", "unxz", "xzcat", "zstd", "unzstd", "zstdcat", "lz4", "bzip2", "ps", "pgrep", "kill", "less", "flock",
+    "getent", "hostname", "base64", "md5sum", "egrep", "[",
 ];
 
 /// Libraries that programs open by name while they run, so that `ldd` does not list them: account and host look-ups of
@@ -100,8 +144,10 @@ impl Gathering {
         for (package, tools) in REQUIRED_TOOLS {
             for tool in tools {
                 let path = find_tool(tool).ok_or_else(|| {
-                    Error::failed(format!("the offline image needs the program `{tool}`, which this machine does not have"))
-                        .hint(format!("install the package `{package}`: `apt-get install {package}`"))
+                    Error::failed(format!(
+                        "the offline image needs the program `{tool}`, which this machine does not have"
+                    ))
+                    .hint(format!("install the package `{package}`: `apt-get install {package}`"))
                 })?;
                 self.add_binary(&path)?;
             }
@@ -159,7 +205,8 @@ impl Gathering {
         for module in &modules {
             let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
             if name.starts_with("llvmjit") {
-                self.left_out.push("just-in-time compilation (`llvmjit`), as LLVM would double the image's size".to_owned());
+                self.left_out
+                    .push("just-in-time compilation (`llvmjit`), as LLVM would double the image's size".to_owned());
                 continue;
             }
             match needs.get(module).and_then(|needs| needs.missing.first()) {
@@ -181,7 +228,10 @@ impl Gathering {
         }
         for file in &files {
             let target = self.tree.file_of_machine(file)?;
-            if !file.starts_with("/lib") && !file.starts_with("/usr/lib") && !file.starts_with(&installation.library_dir) {
+            if !file.starts_with("/lib")
+                && !file.starts_with("/usr/lib")
+                && !file.starts_with(&installation.library_dir)
+            {
                 // The machine finds it by its own `ld.so.conf`; the image has none, but every loader looks here.
                 let name = file.file_name().unwrap_or_default();
                 self.tree.link(Path::new("/usr/lib").join(name), target);
@@ -194,9 +244,11 @@ impl Gathering {
     fn add_time_zones(&mut self, installation: &Installation) -> Result<()> {
         let system = Path::new("/usr/share/zoneinfo");
         if system.join("UTC").exists() {
-            return self.tree.folder_of_machine(&system.canonicalize().or_failed(|| "cannot read time zones")?, &|path| {
-                path.ends_with("localtime")
-            });
+            return self
+                .tree
+                .folder_of_machine(&system.canonicalize().or_failed(|| "cannot read time zones")?, &|path| {
+                    path.ends_with("localtime")
+                });
         }
         if installation.share_dir.join("timezone").is_dir() {
             return Ok(());
@@ -228,7 +280,9 @@ impl Gathering {
     /// Adds the descriptions of common terminals, so that `psql` in the container can edit lines.
     fn add_terminals(&mut self) -> Result<()> {
         for folder in ["/lib/terminfo", "/usr/share/terminfo"].map(Path::new) {
-            for terminal in ["d/dumb", "l/linux", "s/screen", "s/screen-256color", "t/tmux-256color", "x/xterm", "x/xterm-256color"] {
+            for terminal in
+                ["d/dumb", "l/linux", "s/screen", "s/screen-256color", "t/tmux-256color", "x/xterm", "x/xterm-256color"]
+            {
                 let path = folder.join(terminal);
                 if path.is_file() {
                     self.tree.file_of_machine(&path)?;
@@ -278,8 +332,11 @@ fn needs_of_server(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
 fn require_found(needs: &BTreeMap<PathBuf, Needs>) -> Result<()> {
     for (program, needs) in needs {
         if let Some(missing) = needs.missing.first() {
-            return Err(Error::failed(format!("`{}` needs `{missing}`, which this machine does not have", program.display()))
-                .hint("`apt-get install --fix-broken` mends packages that are half installed"));
+            return Err(Error::failed(format!(
+                "`{}` needs `{missing}`, which this machine does not have",
+                program.display()
+            ))
+            .hint("`apt-get install --fix-broken` mends packages that are half installed"));
         }
     }
     Ok(())

@@ -54,8 +54,9 @@ impl Installation {
             Error::failed(format!("`{} --version` does not say a PostgreSQL version", server.display()))
         })?;
         if major(&version) != "15" {
-            return Err(Error::bad_input(format!("`{}` is PostgreSQL {version}, not 15", server.display()))
-                .hint(INSTALL_HINT));
+            return Err(
+                Error::bad_input(format!("`{}` is PostgreSQL {version}, not 15", server.display())).hint(INSTALL_HINT)
+            );
         }
         let bin_dir = canonical(folder)?;
         Ok(Self {

@@ -71,7 +71,9 @@ pub async fn build(docker: &Docker, events: &Events, options: BuildOptions) -> R
     }
 
     let before = find(docker, &reference).await?;
-    if let Some(image) = before.as_ref().filter(|image| image.contents.as_ref() == Some(&prepared.configuration.contents)) {
+    if let Some(image) =
+        before.as_ref().filter(|image| image.contents.as_ref() == Some(&prepared.configuration.contents))
+    {
         events.finished(format!("`{reference}` is up to date (PostgreSQL {})", prepared.version), began.elapsed());
         return Ok(image.clone());
     }
@@ -92,8 +94,10 @@ pub async fn build(docker: &Docker, events: &Events, options: BuildOptions) -> R
 
 /// Makes sure that programs of this machine run where the daemon is, and returns Docker's name for the processor.
 async fn same_machine(docker: &Docker) -> Result<&'static str> {
-    let version =
-        docker.version().await.map_err(|error| daemon::error("cannot ask the Docker daemon for its platform", error))?;
+    let version = docker
+        .version()
+        .await
+        .map_err(|error| daemon::error("cannot ask the Docker daemon for its platform", error))?;
     let theirs = format!("{}/{}", version.os.unwrap_or_default(), version.arch.unwrap_or_default());
     let architecture = docker_architecture();
     let ours = format!("{}/{architecture}", std::env::consts::OS);
@@ -214,7 +218,9 @@ async fn remove_replaced(docker: &Docker, old: &Image, events: &Events) {
     }
     match docker.remove_image(&old.id, None::<RemoveImageOptions>, None).await {
         Ok(_) => events.detail(format!("Removed the image that it replaces ({})", old.id)),
-        Err(error) => events.detail(format!("The image that it replaces stays ({}): {}", old.id, daemon::words(&error))),
+        Err(error) => {
+            events.detail(format!("The image that it replaces stays ({}): {}", old.id, daemon::words(&error)))
+        }
     }
 }
 

@@ -182,8 +182,9 @@ fn write_entry(layer: &mut tar::Builder<&mut dyn Write>, path: &Path, entry: &En
             layer.append_data(&mut header, path, bytes.as_slice())
         }
         Content::File { source, size } => {
-            let file = std::fs::File::open(source)
-                .map_err(|error| io::Error::new(error.kind(), format!("cannot read `{}`: {error}", source.display())))?;
+            let file = std::fs::File::open(source).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot read `{}`: {error}", source.display()))
+            })?;
             if file.metadata()?.len() != *size {
                 return Err(changed(source));
             }
@@ -273,7 +274,11 @@ mod tests {
                     .map(|entry| {
                         let entry = entry.unwrap();
                         let header = entry.header();
-                        (entry.path().unwrap().to_string_lossy().into_owned(), header.uid().unwrap(), header.mode().unwrap())
+                        (
+                            entry.path().unwrap().to_string_lossy().into_owned(),
+                            header.uid().unwrap(),
+                            header.mode().unwrap(),
+                        )
                     })
                     .collect();
                 assert!(owners.contains(&("data".to_owned(), 70, 0o1777)), "{owners:?}");
@@ -293,7 +298,8 @@ mod tests {
         tree.copy(&file, Path::new("/library.so")).unwrap();
         let layer = measure(&tree, &mut |_| ()).unwrap();
         std::fs::write(&file, "afterwards").unwrap();
-        let error = write_archive(&tree, &layer, &configuration(&describe(), &layer), "a", &mut Vec::new()).unwrap_err();
+        let error =
+            write_archive(&tree, &layer, &configuration(&describe(), &layer), "a", &mut Vec::new()).unwrap_err();
         assert!(error.to_string().contains("changed while the image was built"), "{error}");
     }
 

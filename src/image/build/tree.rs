@@ -187,7 +187,8 @@ mod tests {
         std::fs::write(root.join("outside"), "outside").unwrap();
         std::fs::write(root.join("share/sub/file"), "inside").unwrap();
         std::fs::write(root.join("share/skipped"), "").unwrap();
-        let link = |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join("share").join(name)).unwrap();
+        let link =
+            |target: &str, name: &str| std::os::unix::fs::symlink(target, root.join("share").join(name)).unwrap();
         link("sub/file", "inner");
         link("../outside", "outer");
         link("nowhere", "broken");
@@ -195,7 +196,8 @@ mod tests {
         let mut tree = Tree::default();
         tree.folder_of_machine(&root.join("share"), &|path| path.ends_with("skipped")).unwrap();
 
-        let content = |name: &str| tree.entries.get(relative(&root.join("share").join(name))).map(|e| e.content.clone());
+        let content =
+            |name: &str| tree.entries.get(relative(&root.join("share").join(name))).map(|e| e.content.clone());
         assert_eq!(content("inner"), Some(Content::Link(root.join("share/sub/file"))));
         assert_eq!(content("outer"), Some(Content::File { source: root.join("outside"), size: 7 }));
         assert_eq!(content("broken"), None);
