@@ -6,7 +6,7 @@
 //!   advisory lock. It is polled, because a session that waits inside the server for it holds a snapshot, and
 //!   `CREATE INDEX CONCURRENTLY` in the session that has the lock would wait for that: a deadlock.
 //! - The lock cannot outlive a run: it lives in a connection of the run's own, which is closed at its end. If the run is
-//!   dropped in the middle the server notices within [`CLIENT_CHECK`] and undoes what was not committed.
+//!   dropped in the middle the server notices within half a second and undoes what was not committed.
 //! - A migration and the note that it was applied are one transaction, so nothing is ever half applied, except for
 //!   `-- no-transaction` files, whose failure names what is left.
 

@@ -134,6 +134,7 @@ impl Cluster {
         watcher.arg("-D").arg(self.data()).arg("-k").arg(&self.folder);
         watcher.args(["-h", "127.0.0.1", "-p", &self.login.port.to_string()]);
         watcher.args(["-c", "fsync=off", "-c", "log_statement=all", "-c", "max_connections=100"]);
+        watcher.args(["-c", "log_line_prefix=%m [%p] %d "]);
         for option in options {
             watcher.args(["-c", option]);
         }
@@ -239,9 +240,12 @@ pub(crate) async fn database() -> Option<Login> {
     Some(Login { database, ..server.login.clone() })
 }
 
-/// What this process's server has written to its log so far.
-pub(crate) fn log() -> String {
-    server().expect("a test that reads the log has a server").log()
+/// The lines that this process's server has written to its log about the database of `login`; other tests may share the
+/// server.
+pub(crate) fn log(login: &Login) -> String {
+    let prefix = format!(" {} ", login.database);
+    let log = server().expect("a test that reads the log has a server").log();
+    log.lines().filter(|line| line.contains(&prefix)).collect::<Vec<_>>().join("\n")
 }
 
 /// A connection for the test itself.
