@@ -138,14 +138,22 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     record.image = Some(source.name.clone());
     let server = Server::new(settings, started.endpoint.clone(), passwords);
     let run = Run { instance: &instance, id, engine: engine.as_ref(), server: &server, events, timeout };
+    let is_new = started.created || !record.initialised;
     let mut connection = run.ready(&started, &mut record).await?;
     if started.started {
         events.finished("Started PostgreSQL", starting.elapsed());
     }
-    let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
-    let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
-    let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
+    let fill = async {
+        let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
+        let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
+        let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
+        Ok::<_, Error>((migrated, seed))
+    };
+    // A new data folder was never written to the disk on purpose, and until it is the instance counts as unfinished.
+    let flush = async { if is_new { engine.flush().await } else { Ok(()) } };
+    let ((migrated, seed), ()) = tokio::try_join!(fill, flush)?;
     provision::close(connection).await;
+    record.initialised = true;
     record.profile = Some(inputs.profile.name.clone());
     if let Some(seed) = &seed {
         record.remember_seed(seed);
@@ -287,10 +295,6 @@ impl Run<'_> {
         };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
-        if started.created {
-            self.engine.flush().await?;
-        }
-        record.initialised = true;
         record.system_identifier = Some(identifier.to_string());
         record.write(self.instance)
     }
