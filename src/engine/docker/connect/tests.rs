@@ -12,7 +12,7 @@ use crate::engine::docker::testing::{FakeDaemon, at, at_socket, docker, json, pa
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn failure(environment: &DockerEnvironment) -> Error {
+pub(super) async fn failure(environment: &DockerEnvironment) -> Error {
     let error = connect(environment, LIMIT, &Events::none()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoEngine);
     assert!(error.to_string().contains("chosen by DOCKER_HOST"), "{error}");
@@ -250,7 +250,7 @@ fn own_address() -> Option<std::net::IpAddr> {
 }
 
 /// Passes connections to a TCP port on to the real daemon's socket.
-async fn relay(address: std::net::IpAddr, socket: std::path::PathBuf) -> SocketAddr {
+pub(super) async fn relay(address: std::net::IpAddr, socket: std::path::PathBuf) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
     let local = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -272,5 +272,5 @@ async fn a_daemon_behind_another_address_publishes_where_it_can_be_reached() {
     assert_eq!(connection.server_version, local.server_version);
     assert!(!connection.endpoint.is_local());
     assert_eq!(connection.endpoint.database_host(), address.to_string());
-    assert_eq!(connection.endpoint.publish_address().await.unwrap(), address);
+    assert_eq!(connection.endpoint.publish_address(&Events::none()).await.unwrap(), address);
 }
