@@ -38,7 +38,7 @@ impl Sleeper {
         let name = format!("tfdev-test-exec-{}", uuid::Uuid::new_v4());
         let body = ContainerCreateBody {
             image: Some(image.to_owned()),
-            entrypoint: Some(vec!["sleep".to_owned(), "300".to_owned()]),
+            entrypoint: Some(vec!["sleep".to_owned(), "120".to_owned()]),
             cmd: Some(Vec::new()),
             labels: Some([("dev.tfdev.test".to_owned(), "1".to_owned())].into()),
             ..ContainerCreateBody::default()
@@ -50,7 +50,8 @@ impl Sleeper {
     }
 
     async fn run(&self, argv: &[&str], stdin: Option<&[u8]>) -> Result<ExecOutput> {
-        run(&self.docker, &self.name, argv, stdin).await
+        let running = run(&self.docker, &self.name, argv, stdin);
+        tokio::time::timeout(Duration::from_mins(1), running).await.expect("the program ends")
     }
 }
 
