@@ -1,1 +1,3 @@
+//! Measurements against the same work without tfdev.
+
 fn main() {}
