@@ -13,12 +13,13 @@ use crate::image;
 use crate::instance::{Instance, InstanceRecord};
 use crate::profile::{self, DataPlacement};
 use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+use crate::up;
 
 /// Renders the Compose file of the settled instance. It needs no engine.
 pub fn render(settings: &Settings, events: &Events) -> Result<String> {
     let instance = Instance::of(settings);
     let record = InstanceRecord::read(&instance, events)?;
-    let profile = profile::resolve(settings.profile_name(), &settings.profiles)?;
+    let profile = profile::resolve(up::profile_name(settings, record.as_ref()), &settings.profiles)?;
     let requested = settings.image.as_ref().map(|image| image.value.clone());
     let recorded = record.as_ref().and_then(|record| record.image.clone());
     let name = requested.or(recorded).unwrap_or_else(|| image::OFFICIAL.to_owned());

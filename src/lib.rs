@@ -11,6 +11,7 @@
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
 //! - [`engine`] is the only seam with effects on a machine; [`image`] is what the Docker engine runs.
+//! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`pg`], [`migrate`] and [`seed`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
@@ -35,6 +36,7 @@ pub mod seed;
 pub mod server;
 pub mod spec;
 pub mod status;
+pub mod tls;
 pub mod up;
 
 pub use error::{Error, ErrorKind, Result};

@@ -18,9 +18,6 @@ use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERU
 /// The server's port inside the container, as the engine's API writes it.
 pub const SERVER_PORT: &str = "5432/tcp";
 
-/// The folder inside the container that holds what tfdev uploads.
-pub const SECRETS_DIRECTORY: &str = "etc/tfdev";
-
 /// The superuser's password inside the container.
 pub const PASSWORD_FILE: &str = "/etc/tfdev/superuser-password";
 

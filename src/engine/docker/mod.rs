@@ -229,6 +229,10 @@ impl Engine for DockerEngine {
         EngineKind::Docker
     }
 
+    fn host(&self) -> String {
+        self.connection.endpoint.database_host()
+    }
+
     async fn observe(&self) -> Result<Observed> {
         let Some(container) = self.container().await? else {
             let volume = self.volume().await?;

@@ -91,7 +91,7 @@ impl DockerEngine {
         };
         let create = || format!("create container `{name}`");
         self.create_named(name, body).await.map_err(|error| failed(&create(), error))?;
-        self.upload_password(name, &password, None).await?;
+        self.upload_files(name, &[(container::PASSWORD_FILE, password.expose())], None).await?;
         self.docker()
             .start_container(name, None::<StartContainerOptions>)
             .await
