@@ -74,7 +74,7 @@ impl ServerSpec {
             image_id: image_id.to_owned(),
             profile: profile.name.clone(),
             settings: profile.settings.iter().map(|(name, value)| (name.clone(), value.value.clone())).collect(),
-            limits: profile.limits.clone(),
+            limits: profile.limits,
             data: profile.data,
             port,
             certificate: None,

@@ -47,10 +47,11 @@ impl DockerEngine {
                 self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
                 return self.started(false, false, None).await;
             }
-            if same && !found.is_running() {
-                if let Some(started) = self.start_again(request, found).await? {
-                    return Ok(started);
-                }
+            if same
+                && !found.is_running()
+                && let Some(started) = self.start_again(request, found).await?
+            {
+                return Ok(started);
             }
             self.take_away(found).await?;
         }
@@ -166,7 +167,7 @@ impl DockerEngine {
 
     async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
         let name = self.instance.container_name();
-        let address = self.connection.endpoint.publish_address().await?.to_string();
+        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
         let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {

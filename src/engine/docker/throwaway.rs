@@ -75,7 +75,7 @@ impl DockerEngine {
 
     async fn make_cluster(&self, spec: &ServerSpec, key: &str, name: &str) -> Result<Cluster> {
         let password = Password::random()?;
-        let address = self.connection.endpoint.publish_address().await?.to_string();
+        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
         let settings = SETTINGS.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]);
         let body = ContainerCreateBody {
             image: Some(spec.image_id.clone()),
