@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_clock_that_is_off_is_told_with_its_direction() {
         let here = Timestamp::from_second(1_000_000).unwrap();
-        let at = |seconds| Timestamp::from_second(1_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_000_000 + seconds).unwrap();
         assert_eq!(clock_warning(here, at(10)), None);
         assert!(clock_warning(here, at(11)).unwrap().contains("11 s ahead of"));
         assert!(clock_warning(here, at(-3600)).unwrap().contains("3600 s behind"));
