@@ -90,8 +90,8 @@ mod tests {
         let stale = "UPDATE pg_database SET datcollversion = '1.2' WHERE datname = 'sorted'";
         sqlx::raw_sql(stale).execute(&mut connection).await.unwrap();
         collations(&mut connection, &events).await.unwrap();
+        clock(&mut connection, &Events::none()).await.unwrap();
         let heard = heard.lock().unwrap();
         assert!(heard.len() == 1 && heard[0].contains("`sorted`") && heard[0].contains("1.2"), "{heard:?}");
-        clock(&mut connection, &Events::none()).await.unwrap();
     }
 }

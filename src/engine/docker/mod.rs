@@ -16,7 +16,7 @@ pub mod labels;
 pub mod ports;
 mod start;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod throwaway;
 
 use std::path::PathBuf;
