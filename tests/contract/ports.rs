@@ -4,11 +4,21 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use serde_json::json;
 
-use crate::support::{TestEnv, docker, one, query, try_query, until};
+use crate::support::{Outcome, TestEnv, docker, one, query, try_query, until};
 
-/// Makes sure that port 5432 is taken: by this test, or by whatever has it already.
-fn hold_5432() -> Option<TcpListener> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 5432)).ok()
+/// `up` while port 5432 is taken, by this test or by whoever has it already. Gives what it said and the new port.
+fn up_while_5432_is_taken(env: &TestEnv) -> (Outcome, u16) {
+    loop {
+        let held = TcpListener::bind((Ipv4Addr::LOCALHOST, 5432));
+        let outcome = env.run(&["up", "--dataset", "small"]).ok();
+        let port = env.run(&["status", "--json"]).ok().json()["port"].as_u64().unwrap();
+        if port != 5432 {
+            return (outcome, u16::try_from(port).unwrap());
+        }
+        // Another test had the port, and gave it back in between.
+        assert!(held.is_err(), "this test holds 5432, and the instance has it too");
+        env.run(&["destroy", "--yes"]).ok();
+    }
 }
 
 /// A port that is free now, and its holder.
@@ -20,13 +30,11 @@ fn free_port() -> (u16, TcpListener) {
 #[test]
 fn another_port_is_taken_if_5432_is_and_kept_from_then_on() {
     let Some(env) = TestEnv::docker() else { return };
-    let held = hold_5432();
-    let outcome = env.run(&["up", "--dataset", "small"]).ok();
-    outcome.says("5432 is taken");
+    let (outcome, port) = up_while_5432_is_taken(&env);
+    outcome.says("Port 5432 is taken");
+    assert!((20_000..32_000).contains(&port), "{port}");
+    let port = &json!(port);
     let first = env.run(&["status", "--json"]).ok().json();
-    let port = &first["port"];
-    assert!(port.as_u64().is_some_and(|port| (20_000..32_000).contains(&port)), "{port}");
-    drop(held);
 
     env.run(&["down"]).ok();
     assert_eq!(&env.up()["port"], port, "kept, though 5432 may be free now");
@@ -63,11 +71,9 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder() {
 #[test]
 fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note() {
     let Some(env) = TestEnv::docker() else { return };
-    let up = env.up();
-    let port = u16::try_from(up["port"].as_u64().unwrap()).unwrap();
+    let (_, port) = up_while_5432_is_taken(&env);
     env.run(&["down"]).ok();
-    // Whoever is faster has it now: this test, or another one if the port is 5432.
-    let _held = TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+    let _held = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let outcome = env.run(&["up", "--dataset", "small"]).ok();
     outcome.says(&format!("Port {port} is taken by something else"));
     assert_ne!(env.run(&["status", "--json"]).ok().json()["port"], json!(port));

@@ -169,6 +169,26 @@ impl TestEnv {
         format!("postgres://postgres:{}@127.0.0.1:{port}/{database}", self.password("superuser"))
     }
 
+    /// The image that this test's servers run.
+    pub(crate) fn image(&self) -> &str {
+        self.image.as_deref().unwrap()
+    }
+
+    /// A value as `config show` has it: value and origin.
+    #[track_caller]
+    pub(crate) fn settled(&self, key: &str) -> (String, String) {
+        let listing = self.run(&["config", "show", "--json"]).ok().json();
+        let row = listing.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        let text = |part: &str| row[part].as_str().unwrap().to_owned();
+        (text("value"), text("origin"))
+    }
+
+    /// The name of the container that the instance `dev` has or is to have.
+    #[track_caller]
+    pub(crate) fn container_name(&self) -> String {
+        format!("tfdev-{}-dev", self.settled("project").0)
+    }
+
     /// Names of the containers and volumes that this test has in Docker.
     pub(crate) fn in_docker(&self) -> Vec<String> {
         let containers = docker::listed(&["ps", "--all", "--format", "{{.Names}}", "--filter", docker::OURS]);
