@@ -169,6 +169,11 @@ impl TestEnv {
         format!("postgres://postgres:{}@127.0.0.1:{port}/{database}", self.password("superuser"))
     }
 
+    /// Whether this test may use Docker.
+    pub(crate) fn has_docker(&self) -> bool {
+        self.image.is_some()
+    }
+
     /// The image that this test's servers run.
     pub(crate) fn image(&self) -> &str {
         self.image.as_deref().unwrap()

@@ -7,7 +7,7 @@ mod outcome;
 mod sql;
 
 pub(crate) use environment::TestEnv;
-pub(crate) use outcome::{Outcome, Running, finish, start};
+pub(crate) use outcome::{Outcome, finish, start};
 pub(crate) use sql::{one, query, try_query};
 
 use std::time::{Duration, Instant};
