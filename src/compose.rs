@@ -12,13 +12,14 @@ use crate::event::Events;
 use crate::image;
 use crate::instance::{Instance, InstanceRecord};
 use crate::profile::{self, DataPlacement};
-use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
+use crate::up;
 
 /// Renders the Compose file of the settled instance. It needs no engine.
 pub fn render(settings: &Settings, events: &Events) -> Result<String> {
     let instance = Instance::of(settings);
     let record = InstanceRecord::read(&instance, events)?;
-    let profile = profile::resolve(settings.profile_name(), &settings.profiles)?;
+    let profile = profile::resolve(up::profile_name(settings, record.as_ref()), &settings.profiles)?;
     let requested = settings.image.as_ref().map(|image| image.value.clone());
     let recorded = record.as_ref().and_then(|record| record.image.clone());
     let name = requested.or(recorded).unwrap_or_else(|| image::OFFICIAL.to_owned());
@@ -48,21 +49,30 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
             spec.profile
         ),
     );
-    line(0, "# Put a password of your own into the file `superuser-password` beside this one (chmod 600).");
-    line(0, &format!("name: {}", scalar(&format!("{}-compose", instance.compose_project()))));
+    line(0, "# Put a password of your own into the file `superuser-password` beside this one (chmod 600), then:");
+    // Not by a `name:` in the file, which Compose 1 does not know.
+    line(0, &format!("#   docker compose -p {}-compose -f compose.yaml up -d", instance.compose_project()));
     line(0, "services:");
     line(2, &format!("{service}:"));
     line(4, &format!("image: {}", scalar(&spec.image)));
     line(4, "command:");
     for argument in spec.command() {
-        line(6, &format!("- {}", scalar(&argument)));
+        if argument == "ssl=on" {
+            line(
+                6,
+                "# The profile says `ssl=on`, for which Compose has no certificate: tfdev makes it for its own server.",
+            );
+            line(6, "- \"ssl=off\"");
+        } else {
+            line(6, &format!("- {}", scalar(&argument)));
+        }
     }
     line(4, "environment:");
     for (name, value) in [
         ("POSTGRES_USER", SUPERUSER),
         ("POSTGRES_DB", database),
         ("POSTGRES_PASSWORD_FILE", "/run/secrets/superuser-password"),
-        ("POSTGRES_INITDB_ARGS", INITDB_ARGUMENTS),
+        ("POSTGRES_INITDB_ARGS", &initdb_arguments(spec.data)),
         ("PGDATA", DATA_DIRECTORY),
     ] {
         line(6, &format!("{name}: {}", scalar(value)));
@@ -95,10 +105,47 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
     }
     if spec.data == DataPlacement::Volume {
         line(0, "volumes:");
-        line(2, &format!("{service}-data: {{}}"));
+        line(2, &format!("{service}-data:"));
+        // By name, because Compose would else name it after the folder that the file stands in.
+        line(4, &format!("name: {}", scalar(&format!("{}-compose-{service}-data", instance.compose_project()))));
     }
     line(0, "secrets:");
     line(2, "superuser-password:");
     line(4, "file: ./superuser-password");
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::tests::settings;
+
+    fn rendered(file: &str) -> String {
+        let root = tempfile::tempdir().unwrap();
+        render(&settings(root.path(), "app", file), &Events::none()).unwrap()
+    }
+
+    #[test]
+    fn the_file_of_the_repository_is_what_is_rendered() {
+        assert_eq!(include_str!("../compose/compose.yaml"), rendered("project = \"taskflow\""));
+    }
+
+    #[test]
+    fn what_can_be_set_is_in_the_file() {
+        let file = "project = \"app\"\n[database]\nname = \"shop\"\nport = 6000\n[docker]\nimage = \"example/pg:15\"\n\
+                    [profiles.dev]\nwork_mem = \"8MB\"\nlog_line_prefix = \"$ \"\nssl = \"on\"\n";
+        let text = rendered(file);
+        for part in [
+            "image: \"example/pg:15\"",
+            "POSTGRES_DB: \"shop\"",
+            "- \"127.0.0.1:6000:5432\"",
+            "- \"work_mem=8MB\"",
+            // Compose reads one `$` as the begin of a variable.
+            "- \"log_line_prefix=$$ \"",
+            "- \"ssl=off\"",
+            "name: \"tfdev-app-compose-dev-data\"",
+        ] {
+            assert!(text.contains(part), "{part} in:\n{text}");
+        }
+    }
 }

@@ -11,11 +11,14 @@
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
 //! - [`engine`] is the only seam with effects on a machine; [`image`] is what the Docker engine runs.
+//! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
+//! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`] and [`seed`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 
+pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compose;
@@ -35,6 +38,7 @@ pub mod seed;
 pub mod server;
 pub mod spec;
 pub mod status;
+pub mod tls;
 pub mod up;
 
 pub use error::{Error, ErrorKind, Result};

@@ -25,6 +25,9 @@ pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) ->
     for name in UNWANTED {
         command.env_remove(name);
     }
+    for (name, value) in server.tls_variables() {
+        command.env(name, value);
+    }
     command.env("PGPASSFILE", pgpass).env("PGAPPNAME", "tfdev psql");
     match run(command) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => beside(&running, arguments, events).await,

@@ -34,6 +34,8 @@ pub struct Server {
     pub user: String,
     /// The passwords of the roles.
     pub passwords: Passwords,
+    /// The file of the authority that signed the server's certificate, if it takes TLS connections only.
+    pub root_cert: Option<PathBuf>,
 }
 
 /// The passwords of an instance's roles.
@@ -55,12 +57,13 @@ impl Passwords {
 
 impl Server {
     /// The server of an instance at `endpoint`.
-    pub fn new(settings: &Settings, endpoint: Endpoint, passwords: Passwords) -> Self {
+    pub fn new(settings: &Settings, endpoint: Endpoint, passwords: Passwords, root_cert: Option<PathBuf>) -> Self {
         Self {
             endpoint,
             database: settings.database.name.value.clone(),
             user: settings.database.user.value.clone(),
             passwords,
+            root_cert,
         }
     }
 
@@ -72,7 +75,10 @@ impl Server {
             database: self.database.clone(),
             user: self.user.clone(),
             password: self.passwords.user.expose().to_owned(),
-            tls: Tls::Disable,
+            tls: match &self.root_cert {
+                Some(root_cert) => Tls::VerifyFull { root_cert: root_cert.clone() },
+                None => Tls::Disable,
+            },
             application_name: APPLICATION_NAME.to_owned(),
         }
     }
@@ -98,7 +104,9 @@ impl Server {
             part(self.passwords.user.expose()),
             self.endpoint.port,
             part(&self.database)
-        )
+        ) + &self.root_cert.as_ref().map_or_else(String::new, |root_cert| {
+            format!("?sslmode=verify-full&sslrootcert={}", part(&root_cert.to_string_lossy()))
+        })
     }
 }
 
@@ -106,14 +114,24 @@ impl Server {
     /// Variables for a shell or a `.env` file. The password stands in `DATABASE_URL`, which is what it is for, and else
     /// in the file that `PGPASSFILE` names.
     pub fn variables(&self, pgpass: &Path) -> Vec<(&'static str, String)> {
-        vec![
+        let variables = [
             ("DATABASE_URL", self.url()),
             ("PGHOST", self.endpoint.host.clone()),
             ("PGPORT", self.endpoint.port.to_string()),
             ("PGDATABASE", self.database.clone()),
             ("PGUSER", self.user.clone()),
             ("PGPASSFILE", pgpass.display().to_string()),
-        ]
+        ];
+        variables.into_iter().chain(self.tls_variables()).collect()
+    }
+}
+
+impl Server {
+    /// Variables that make libpq encrypt and check who answers; none for a server without TLS.
+    pub fn tls_variables(&self) -> Vec<(&'static str, String)> {
+        self.root_cert.as_ref().map_or_else(Vec::new, |root_cert| {
+            vec![("PGSSLMODE", "verify-full".to_owned()), ("PGSSLROOTCERT", root_cert.display().to_string())]
+        })
     }
 }
 
@@ -148,7 +166,7 @@ impl Running {
         else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
-        let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?);
+        let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
         Ok(Self { instance, engine, observed, record, server })
     }
 

@@ -19,12 +19,36 @@ pub const DATA_DIRECTORY: &str = "/var/lib/postgresql/data";
 /// The superuser, as the official image names it unless told otherwise.
 pub const SUPERUSER: &str = "postgres";
 
+/// The folder inside the container that holds what tfdev uploads.
+pub const FILES_DIRECTORY: &str = "/etc/tfdev";
+
+/// The server's certificate inside the container.
+pub const CERTIFICATE_FILE: &str = "/etc/tfdev/server.crt";
+
+/// The key of the server's certificate inside the container.
+pub const KEY_FILE: &str = "/etc/tfdev/server.key";
+
+/// Who may log in how, inside the container, for a server with `ssl = on`.
+pub const HOST_BASED_AUTHENTICATION_FILE: &str = "/etc/tfdev/pg_hba.conf";
+
+/// The rules of a server with `ssl = on`: passwords for all, TLS for all that comes over the network.
+pub const TLS_ONLY_RULES: &str = "local all all trust\nlocal replication all trust\n\
+                                  hostssl all all all scram-sha-256\nhostssl replication all all scram-sha-256\n";
+
 /// How long a stop may take before the server is killed: a server that writes out its buffers needs more than Docker's
 /// ten seconds.
 pub const STOP_TIMEOUT_SECONDS: i64 = 120;
 
 /// Arguments of `initdb`: page checksums so that a damaged page is found, and passwords for every TCP login.
 pub const INITDB_ARGUMENTS: &str = "--data-checksums --auth-local=trust --auth-host=scram-sha-256";
+
+/// Arguments of `initdb` for data that is placed so: what is in memory need not be written to a disk.
+pub fn initdb_arguments(data: DataPlacement) -> String {
+    match data {
+        DataPlacement::Volume => INITDB_ARGUMENTS.to_owned(),
+        DataPlacement::Memory => format!("{INITDB_ARGUMENTS} --no-sync"),
+    }
+}
 
 /// Counts up when the container's layout changes, so that an older container is made anew.
 const LAYOUT: u32 = 1;
@@ -46,6 +70,8 @@ pub struct ServerSpec {
     pub data: DataPlacement,
     /// The port that was asked for.
     pub port: PortChoice,
+    /// The fingerprint of the server's certificate, if it has `ssl = on`.
+    pub certificate: Option<String>,
 }
 
 impl ServerSpec {
@@ -56,10 +82,24 @@ impl ServerSpec {
             image_id: image_id.to_owned(),
             profile: profile.name.clone(),
             settings: profile.settings.iter().map(|(name, value)| (name.clone(), value.value.clone())).collect(),
-            limits: profile.limits.clone(),
+            limits: profile.limits,
             data: profile.data,
             port,
+            certificate: None,
         }
+    }
+
+    /// Lets the server take TLS connections only, with the certificate of this fingerprint.
+    #[must_use]
+    pub fn with_certificate(mut self, fingerprint: String) -> Self {
+        self.certificate = Some(fingerprint);
+        let files = [
+            ("ssl_cert_file", CERTIFICATE_FILE),
+            ("ssl_key_file", KEY_FILE),
+            ("hba_file", HOST_BASED_AUTHENTICATION_FILE),
+        ];
+        self.settings.extend(files.map(|(name, path)| (name.to_owned(), path.to_owned())));
+        self
     }
 
     /// The server's command line: `postgres -c name=value …`, in the order of the names.
@@ -79,7 +119,7 @@ impl ServerSpec {
             digest.update(part);
             digest.update([0]);
         }
-        digest.update(format!("{:?} {:?}", self.limits, self.data));
+        digest.update(format!("{:?} {:?} {:?}", self.limits, self.data, self.certificate));
         for (name, value) in &self.settings {
             digest.update(format!("\0{name}={value}"));
         }

@@ -95,7 +95,7 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
-    let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?);
+    let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
     report.url = Some(server.url());
     match pg::connect(&server.superuser_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::checks;
 use crate::config::Settings;
 use crate::engine::{self, Engine, EngineKind, Observed, StartRequest, Started, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,6 +22,7 @@ use crate::provision::{self, Provision};
 use crate::seed::{self, DataSet, SeedOutcome};
 use crate::server::{self, Passwords, Server};
 use crate::spec::{SUPERUSER, ServerSpec};
+use crate::tls::ServerCertificate;
 
 /// How long a server that recovers from a crash may take, as long as it says that it does.
 const RECOVERY_LIMIT: Duration = Duration::from_mins(10);
@@ -102,20 +104,30 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn read(settings: &Settings) -> Result<Self> {
+    fn read(settings: &Settings, record: Option<&InstanceRecord>) -> Result<Self> {
         Ok(Self {
-            profile: profile::resolve(settings.profile_name(), &settings.profiles)?,
+            profile: profile::resolve(profile_name(settings, record), &settings.profiles)?,
             migrations: Source::of(settings)?,
             dataset: DataSet::load(&settings.dataset.value, &settings.project_dir)?,
         })
     }
 }
 
+/// The profile that is asked for, else the one that the instance has, else the default one: an `up` that does not name
+/// a profile changes nothing.
+pub(crate) fn profile_name<'a>(settings: &'a Settings, record: Option<&'a InstanceRecord>) -> &'a str {
+    let recorded = record.and_then(|record| record.profile.as_deref());
+    match (&settings.profile, recorded) {
+        (None, Some(recorded)) => recorded,
+        _ => settings.profile_name(),
+    }
+}
+
 /// Makes the instance run, migrated and seeded.
 pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let begin = Instant::now();
-    let inputs = Inputs::read(settings)?;
     let instance = Instance::of(settings);
+    let inputs = Inputs::read(settings, InstanceRecord::read(&instance, events)?.as_ref())?;
     let timeout = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
     let engine = engine::choose(settings, &instance, events).await?;
@@ -124,28 +136,49 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let passwords = Passwords::of(&instance, events)?;
     let last = observed.image.as_deref().or(record.image.as_deref());
     let source = engine.source(settings.image.as_ref(), last).await?;
-    let request = StartRequest {
-        spec: ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value),
-        id,
-        last_port: record.port,
-        superuser_password: passwords.superuser.clone(),
+    let mut spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
+    let certificate = if inputs.profile.ssl {
+        let certificate = ServerCertificate::of(&instance, &settings.state_dir, &engine.host())?;
+        spec = spec.with_certificate(certificate.fingerprint());
+        Some(certificate)
+    } else {
+        None
     };
+    let request =
+        StartRequest { spec, certificate, id, last_port: record.port, superuser_password: passwords.superuser.clone() };
     // On record before the engine makes anything that carries the identity.
     let written = remember(&instance, &record, None)?;
     let starting = Instant::now();
     let started = engine.start(&request).await?;
     record.port = Some(started.endpoint.port);
     record.image = Some(source.name.clone());
-    let server = Server::new(settings, started.endpoint.clone(), passwords);
+    record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
+    let server = Server::new(settings, started.endpoint.clone(), passwords, record.root_cert.clone());
     let run = Run { instance: &instance, id, engine: engine.as_ref(), server: &server, events, timeout };
+    let must_flush = request.spec.data == DataPlacement::Volume && (started.created || !record.initialised);
     let mut connection = run.ready(&started, &mut record).await?;
     if started.started {
         events.finished("Started PostgreSQL", starting.elapsed());
     }
-    let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
-    let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
-    let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
+    let image_changed = record.image_id.as_ref().is_some_and(|id| *id != source.id);
+    let fill = async {
+        if started.started {
+            checks::clock(&mut connection, events).await?;
+        }
+        if image_changed {
+            checks::collations(&mut connection, events).await?;
+        }
+        let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
+        let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
+        let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
+        Ok::<_, Error>((migrated, seed))
+    };
+    // A new data folder was never written to the disk on purpose, and until it is the instance counts as unfinished.
+    let flush = async { if must_flush { engine.flush().await } else { Ok(()) } };
+    let ((migrated, seed), ()) = tokio::try_join!(fill, flush)?;
     provision::close(connection).await;
+    record.initialised = true;
+    record.image_id = Some(source.id.clone());
     record.profile = Some(inputs.profile.name.clone());
     if let Some(seed) = &seed {
         record.remember_seed(seed);
@@ -287,10 +320,6 @@ impl Run<'_> {
         };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
-        if started.created {
-            self.engine.flush().await?;
-        }
-        record.initialised = true;
         record.system_identifier = Some(identifier.to_string());
         record.write(self.instance)
     }

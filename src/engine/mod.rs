@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, Password};
 use crate::spec::ServerSpec;
+use crate::tls::ServerCertificate;
 
 /// The kinds of engine (`CLI.md` § Words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -161,6 +162,8 @@ pub struct StartRequest {
     pub last_port: Option<u16>,
     /// The superuser's password.
     pub superuser_password: Password,
+    /// The server's certificate, if it has `ssl = on`.
+    pub certificate: Option<ServerCertificate>,
 }
 
 /// Takes the next bytes of a log.
@@ -190,6 +193,9 @@ pub trait Engine: Send + Sync {
     /// Makes sure that data made by [`Engine::start`] survives a crash of the machine.
     async fn flush(&self) -> Result<()>;
 
+    /// The host under which the server is reached.
+    fn host(&self) -> String;
+
     /// Finds what the server is to be made from: what was asked for, else what the instance was made with, else the best
     /// there is.
     async fn source(&self, requested: Option<&Setting<String>>, last: Option<&str>) -> Result<Source>;
@@ -203,6 +209,11 @@ pub trait Engine: Send + Sync {
 
     /// Hands the server's log to `receive`, from the last `tail` lines on (all if `None`), and new lines if `follow`.
     async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut LogReceiver<'_>) -> Result<()>;
+}
+
+/// Waits, for at most `limit`, until what a dropped call left behind is cleaned up.
+pub async fn settle(limit: Duration) {
+    docker::cleanup::settle(limit).await;
 }
 
 /// The engine for `instance`.

@@ -22,7 +22,7 @@ use crate::event::{Event, Events, Progress, Unit};
 const CHUNK: usize = 256 * 1024;
 
 /// How long the daemon may take before it answers: it reads the whole archive first.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(1800);
+const LOAD_TIMEOUT: Duration = Duration::from_mins(30);
 
 /// Loads the images in the file at `path`; `gzip`, `bzip2`, `xz` and `zstd` are undone by the daemon.
 ///

@@ -45,7 +45,7 @@ fn in_config(config: &Value, registry: &str) -> Login {
     let entry = auths.and_then(|auths| auths.iter().find(|(key, _)| host_of(key) == registry));
     let helpers = config["credHelpers"].as_object();
     let own_helper = helpers.and_then(|helpers| helpers.iter().find(|(key, _)| host_of(key) == registry));
-    let helper = own_helper.map(|(_, helper)| helper).unwrap_or(&config["credsStore"]).as_str();
+    let helper = own_helper.map_or(&config["credsStore"], |(_, helper)| helper).as_str();
     Login {
         credentials: entry.and_then(|(key, value)| credentials(key, value)),
         helper: helper.map(|name| format!("docker-credential-{name}")),
@@ -102,8 +102,8 @@ fn decode_base64(text: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
 
-    fn login(config: Value, reference: &str) -> Login {
-        in_config(&config, registry_of(reference))
+    fn login(config: &Value, reference: &str) -> Login {
+        in_config(config, registry_of(reference))
     }
 
     #[test]
@@ -119,16 +119,16 @@ mod tests {
     #[test]
     fn a_login_in_the_file_is_found_by_its_host() {
         let config = serde_json::json!({ "auths": { "https://index.docker.io/v1/": { "auth": "YW5uOnM6M2NyZXQ=" } } });
-        let credentials = login(config.clone(), "postgres:15").credentials.unwrap();
+        let credentials = login(&config, "postgres:15").credentials.unwrap();
         assert_eq!(credentials.username.as_deref(), Some("ann"));
         assert_eq!(credentials.password.as_deref(), Some("s:3cret"), "a password may hold a colon");
-        assert!(login(config, "ghcr.io/a/b").credentials.is_none());
+        assert!(login(&config, "ghcr.io/a/b").credentials.is_none());
     }
 
     #[test]
     fn a_helper_is_named_and_an_empty_entry_is_no_login() {
         let config = serde_json::json!({ "auths": { "ghcr.io": {} }, "credsStore": "desktop" });
-        let found = login(config, "ghcr.io/a/b");
+        let found = login(&config, "ghcr.io/a/b");
         assert!(found.credentials.is_none());
         assert_eq!(found.helper.as_deref(), Some("docker-credential-desktop"));
     }

@@ -25,6 +25,8 @@ mod pull;
 mod contract_tests;
 #[cfg(test)]
 mod docker_tests;
+#[cfg(test)]
+mod test_support;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -148,25 +150,10 @@ pub async fn find(docker: &Docker, reference: &str) -> Result<Option<Image>> {
 ///
 /// # Errors
 ///
-/// [`ErrorKind::NoEngine`] if there is no way to an image; the hints name each way and what stood in it.
+/// [`ErrorKind::NoEngine`] if there is no way to an image; the message says what stood in each way, the hints what opens
+/// it. With `requested`, those of [`pull`].
 pub async fn resolve(docker: &Docker, requested: Option<&str>, sources: &Sources, events: &Events) -> Result<Image> {
-    if let Some(reference) = requested {
-        return named(docker, reference, sources, events).await;
-    }
-    if let Some(image) = find(docker, OFFICIAL).await? {
-        return Ok(image);
-    }
-    if let Some(image) = find(docker, OFFLINE).await? {
-        events.note(format!(
-            "Using the offline image `{OFFLINE}`: `{OFFICIAL}` is not in Docker (`tfdev image pull` gets it)"
-        ));
-        return Ok(image);
-    }
-    let refused = match pull(docker, OFFICIAL, sources.docker_config_dir.as_deref(), events).await {
-        Err(error) if error.kind() != ErrorKind::NoEngine => error,
-        done => return done,
-    };
-    build_instead(docker, sources, events, &refused).await
+    Search { docker, sources, events, official: OFFICIAL, offline: OFFLINE }.quick(requested).await
 }
 
 /// Finds or gets the best image that can be had, for `tfdev image ensure`: the registry is asked before the offline image
@@ -178,37 +165,82 @@ pub async fn resolve(docker: &Docker, requested: Option<&str>, sources: &Sources
 ///
 /// As [`resolve`].
 pub async fn ensure(docker: &Docker, requested: Option<&str>, sources: &Sources, events: &Events) -> Result<Image> {
-    if let Some(reference) = requested {
-        return named(docker, reference, sources, events).await;
-    }
-    if let Some(image) = find(docker, OFFICIAL).await? {
-        return Ok(image);
-    }
-    let refused = match pull(docker, OFFICIAL, sources.docker_config_dir.as_deref(), events).await {
-        Err(error) if error.kind() != ErrorKind::NoEngine => error,
-        done => return done,
-    };
-    if let Some(image) = find(docker, OFFLINE).await? {
-        events.note(format!("Using the offline image `{OFFLINE}`: {}", one_line(&refused)));
-        return Ok(image);
-    }
-    build_instead(docker, sources, events, &refused).await
+    Search { docker, sources, events, official: OFFICIAL, offline: OFFLINE }.best(requested).await
 }
 
-/// The image that the user named: present, else pulled; the offline image is built instead, as no registry has it.
-async fn named(docker: &Docker, reference: &str, sources: &Sources, events: &Events) -> Result<Image> {
-    match find(docker, reference).await? {
-        Some(image) => Ok(image),
-        None if reference == OFFLINE => build(docker, events, BuildOptions::with_bin_dir(sources)).await,
-        None => pull(docker, reference, sources.docker_config_dir.as_deref(), events).await,
-    }
+/// A search for an image. The two names are fixed but in tests, which must not touch the images that people use.
+struct Search<'a> {
+    docker: &'a Docker,
+    sources: &'a Sources,
+    events: &'a Events,
+    official: &'a str,
+    offline: &'a str,
 }
 
-/// The last way: builds the offline image because the pull was `refused`, or says what stood in each way.
-async fn build_instead(docker: &Docker, sources: &Sources, events: &Events, refused: &Error) -> Result<Image> {
-    events
-        .note(format!("Building the offline image `{OFFLINE}` from this machine's PostgreSQL: {}", one_line(refused)));
-    build(docker, events, BuildOptions::with_bin_dir(sources)).await.map_err(|unbuilt| no_way(refused, &unbuilt))
+impl Search<'_> {
+    /// See [`resolve`].
+    async fn quick(&self, requested: Option<&str>) -> Result<Image> {
+        if let Some(reference) = requested {
+            return self.named(reference).await;
+        }
+        if let Some(image) = find(self.docker, self.official).await? {
+            return Ok(image);
+        }
+        if let Some(image) = find(self.docker, self.offline).await? {
+            self.events.note(format!(
+                "Using the offline image `{}`: `{}` is not in Docker (`tfdev image ensure` asks the registry for it)",
+                self.offline, self.official
+            ));
+            return Ok(image);
+        }
+        match self.pull(self.official).await {
+            Err(error) if error.kind() != ErrorKind::NoEngine => self.build_instead(&error).await,
+            done => done,
+        }
+    }
+
+    /// See [`ensure`].
+    async fn best(&self, requested: Option<&str>) -> Result<Image> {
+        if let Some(reference) = requested {
+            return self.named(reference).await;
+        }
+        if let Some(image) = find(self.docker, self.official).await? {
+            return Ok(image);
+        }
+        let refused = match self.pull(self.official).await {
+            Err(error) if error.kind() != ErrorKind::NoEngine => error,
+            done => return done,
+        };
+        if let Some(image) = find(self.docker, self.offline).await? {
+            self.events.note(format!("Using the offline image `{}`: {}", self.offline, one_line(&refused)));
+            return Ok(image);
+        }
+        self.build_instead(&refused).await
+    }
+
+    /// The image that the user named: present, else pulled; the offline image is built instead, as no registry has it.
+    async fn named(&self, reference: &str) -> Result<Image> {
+        match find(self.docker, reference).await? {
+            Some(image) => Ok(image),
+            None if reference == self.offline => self.build().await,
+            None => self.pull(reference).await,
+        }
+    }
+
+    /// The last way: builds the offline image because the pull was `refused`, or says what stood in each way.
+    async fn build_instead(&self, refused: &Error) -> Result<Image> {
+        self.events.note(format!("Building the offline image `{}` instead: {}", self.offline, one_line(refused)));
+        self.build().await.map_err(|unbuilt| no_way(refused, &unbuilt))
+    }
+
+    async fn pull(&self, reference: &str) -> Result<Image> {
+        pull(self.docker, reference, self.sources.docker_config_dir.as_deref(), self.events).await
+    }
+
+    async fn build(&self) -> Result<Image> {
+        let options = BuildOptions { bin_dir: self.sources.bin_dir.clone(), tag: Some(self.offline.to_owned()) };
+        build(self.docker, self.events, options).await
+    }
 }
 
 /// The error that gives each way to an image, what stood in it and what opens it.

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 
 /// How long the daemon may take to answer at all: it asks the registry, twice and with its own time limits, before it does.
-const PULL_TIMEOUT: Duration = Duration::from_secs(300);
+const PULL_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// Pulls `reference`, with the login from `config.json` in `docker_config_dir` if that has one.
 ///

@@ -16,7 +16,7 @@
 //! ```
 
 mod lock;
-mod private_file;
+pub(crate) mod private_file;
 mod secret;
 mod state;
 

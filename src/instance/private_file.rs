@@ -18,7 +18,7 @@ const TEMPORARY: &str = ".tmp";
 const ABANDONED: Duration = Duration::from_mins(10);
 
 /// Makes a folder and what is missing above it, open to the owner alone. A folder that is there is closed to others.
-pub(super) fn create_folder(folder: &Path) -> Result<()> {
+pub(crate) fn create_folder(folder: &Path) -> Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -28,7 +28,7 @@ pub(super) fn create_folder(folder: &Path) -> Result<()> {
 }
 
 /// Writes a file in one step: a reader finds all of it or what was there before. Its folder exists.
-pub(super) fn write(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     remove_abandoned(path);
     let temporary = write_beside(path, content)?;
     let renamed = fs::rename(&temporary, path);
@@ -36,7 +36,7 @@ pub(super) fn write(path: &Path, content: &[u8]) -> Result<()> {
 }
 
 /// As [`write`], but leaves a file that is there as it is; says whether it wrote.
-pub(super) fn write_new(path: &Path, content: &[u8]) -> Result<bool> {
+pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<bool> {
     remove_abandoned(path);
     let temporary = write_beside(path, content)?;
     let linked = fs::hard_link(&temporary, path);
@@ -48,7 +48,7 @@ pub(super) fn write_new(path: &Path, content: &[u8]) -> Result<bool> {
 }
 
 /// Takes the permissions of others from a file or folder that has more than `mode`; says whether there were any.
-pub(super) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
+pub(crate) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
@@ -67,7 +67,7 @@ pub(super) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
 }
 
 /// Adds what to do when the state folder can't be written to.
-pub(super) fn writable_hint(error: Error, path: &Path) -> Error {
+pub(crate) fn writable_hint(error: Error, path: &Path) -> Error {
     error.hint(format!(
         "make `{}` a folder that you may write to, or set `TFDEV_STATE_DIR` to another folder",
         path.parent().unwrap_or(path).display()

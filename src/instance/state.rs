@@ -56,6 +56,9 @@ pub struct InstanceRecord {
     /// The data set that the database was filled with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<SeedReport>,
+    /// The file of the authority that signed the server's certificate, if the server has `ssl = on`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub root_cert: Option<PathBuf>,
     /// Whether the first initialisation came to its end.
     pub initialised: bool,
     /// What a newer version wrote.

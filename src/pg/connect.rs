@@ -323,10 +323,13 @@ impl NotReady {
     }
 }
 
+/// The longest pause between two attempts of [`wait_ready`]: one costs about a millisecond, and people wait.
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+
 /// Waits until the server is ready and gives the connection that proved it.
 ///
 /// After failed attempts, at most every 100 ms, `still_alive` is asked; its error (the container exited) ends the wait at
-/// once. Nothing here ever waits for a fixed long time: the first attempts are 5 ms apart, later ones 50 ms.
+/// once. Nothing here ever waits for a fixed long time: the first attempts are 5 ms apart, later ones [`LONGEST_PAUSE`].
 pub async fn wait_ready<Alive, Answer>(
     login: &Login,
     deadline: Instant,
@@ -363,7 +366,7 @@ where
         }
         last = Some(failure);
         sleep(pause).await;
-        pause = (pause + pause / 4).min(Duration::from_millis(50));
+        pause = (pause + pause / 4).min(LONGEST_PAUSE);
     }
 }
 

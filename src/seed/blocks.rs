@@ -12,9 +12,9 @@ use super::copy_format::{write_task, write_user};
 use super::rows::Rows;
 use crate::error::{Context as _, Error, Result};
 
-/// Rows in a block: some 300 KiB of tasks, enough that handing it over costs nothing.
+/// Rows in a block: some 190 KiB of tasks, enough that handing it over costs nothing.
 pub(super) const BLOCK_ROWS: u64 = 512;
-/// Threads that make rows. One makes them several times as fast as a server with indexes takes them; the second
+/// Threads that make rows. One makes them some twenty times as fast as a server with indexes takes them; the second
 /// evens out pauses.
 pub(super) const THREADS: usize = 2;
 /// Blocks that wait in each thread's channel.

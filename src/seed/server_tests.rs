@@ -20,7 +20,7 @@ const MIGRATIONS: [&str; 3] = [
 
 /// An empty TaskFlow database; `None` where there is no PostgreSQL.
 async fn taskflow() -> Option<PgConnectOptions> {
-    let options = test_server::database().await?;
+    let options = test_server::database().await?.options();
     let mut connection = connect(&options).await;
     for migration in MIGRATIONS {
         connection.execute(migration).await.unwrap();
@@ -285,7 +285,7 @@ async fn notifications_are_silent_while_seeding_and_heard_afterwards() {
 
 #[tokio::test]
 async fn a_database_without_the_tables_is_explained() {
-    let Some(options) = test_server::database().await else { return };
+    let Some(options) = test_server::database().await.map(|login| login.options()) else { return };
     let mut connection = connect(&options).await;
     for mode in [Mode::OnlyIfEmpty, Mode::RefuseIfNotEmpty, Mode::Append, Mode::Replace] {
         let error = apply_quietly(&mut connection, &built_in("small"), mode).await.unwrap_err();
@@ -296,7 +296,7 @@ async fn a_database_without_the_tables_is_explained() {
 
 #[tokio::test]
 async fn sql_files_run_in_order_once_and_in_one_transaction() {
-    let Some(options) = test_server::database().await else { return };
+    let Some(options) = test_server::database().await.map(|login| login.options()) else { return };
     let mut connection = connect(&options).await;
     connection
         .execute(
@@ -323,7 +323,7 @@ async fn sql_files_run_in_order_once_and_in_one_transaction() {
 
 #[tokio::test]
 async fn rows_that_came_with_migrations_count_unless_they_are_kept() {
-    let Some(options) = test_server::database().await else { return };
+    let Some(options) = test_server::database().await.map(|login| login.options()) else { return };
     let mut connection = connect(&options).await;
     connection.execute("CREATE TABLE roles AS SELECT 'admin' AS name; CREATE TABLE people (name text)").await.unwrap();
     let (_project, dataset) = own(&[("1.sql", "INSERT INTO people VALUES ('Ada')")]);
@@ -337,7 +337,7 @@ async fn rows_that_came_with_migrations_count_unless_they_are_kept() {
 
 #[tokio::test]
 async fn a_broken_sql_file_names_its_line_and_leaves_nothing() {
-    let Some(options) = test_server::database().await else { return };
+    let Some(options) = test_server::database().await.map(|login| login.options()) else { return };
     let mut connection = connect(&options).await;
     connection.execute("CREATE TABLE t (a int PRIMARY KEY)").await.unwrap();
     for (text, line, message) in [

@@ -2,7 +2,7 @@
 //!
 //! What must hold: one round trip tells whether Docker answers, which version it is and which API it speaks, because
 //! every command pays for it; and a daemon that cannot be used ends in a message that names the endpoint, what chose
-//! it and the way out ([`problem`]), never in the words of the HTTP library.
+//! it and the way out (module `problem`), never in the words of the HTTP library.
 
 mod problem;
 mod ssh;
@@ -205,3 +205,5 @@ fn speaking(client: Docker, version: ApiVersion) -> Docker {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tls_tests;

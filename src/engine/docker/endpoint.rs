@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::DockerEnvironment;
 use crate::error::{Error, ErrorKind, Result};
+use crate::event::Events;
 
 /// Where a Docker daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -167,7 +168,12 @@ impl Endpoint {
     /// Whether the daemon runs on this machine, as far as its address tells. A loopback address counts as local,
     /// although a tunnel may lead it elsewhere.
     pub fn is_local(&self) -> bool {
-        self.address.host().is_none_or(is_own_address)
+        self.host().is_none_or(is_own_address)
+    }
+
+    /// The daemon's host as a resolver knows it.
+    fn host(&self) -> Option<&str> {
+        self.ssh_host_name.as_deref().or(self.address.host())
     }
 
     /// The host under which published ports are reached, as it stands in a URL: an IPv6 address is in brackets.
@@ -175,8 +181,8 @@ impl Endpoint {
     /// That is 127.0.0.1 for a local daemon (never `localhost`, which may mean `::1`, where another server may
     /// listen), else the daemon's host.
     pub fn database_host(&self) -> String {
-        match self.address.host() {
-            Some(host) if !is_own_address(host) => bracketed(self.ssh_host_name.as_deref().unwrap_or(host)),
+        match self.host() {
+            Some(host) if !is_own_address(host) => bracketed(host),
             _ => Ipv4Addr::LOCALHOST.to_string(),
         }
     }
@@ -186,8 +192,8 @@ impl Endpoint {
     /// For a local daemon that is 127.0.0.1. The loopback of a remote machine cannot be reached from here, so a remote
     /// daemon publishes on the address that its host name stands for here: reachable, and still not every address of
     /// that machine. If the machine does not know that address as its own (network address translation, a jump host),
-    /// the daemon refuses it when the container starts.
-    pub async fn publish_address(&self) -> Result<IpAddr> {
+    /// the daemon refuses it when the container starts. A note tells that others can reach a remote database too.
+    pub async fn publish_address(&self, events: &Events) -> Result<IpAddr> {
         if self.is_local() {
             return Ok(Ipv4Addr::LOCALHOST.into());
         }
@@ -202,9 +208,14 @@ impl Endpoint {
             })?
             .map(|address| address.ip())
             .collect();
-        addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).copied().ok_or_else(|| {
+        let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).ok_or_else(|| {
             Error::new(ErrorKind::NoEngine, format!("the name of the Docker host `{host}` stands for no address"))
-        })
+        })?;
+        events.note(format!(
+            "Docker runs on `{host}`, so the database listens on {address} there and not on loopback: \
+             whoever reaches that machine reaches it, and only its passwords guard it"
+        ));
+        Ok(*address)
     }
 }
 
@@ -276,10 +287,18 @@ fn no_certificate_folder() -> Error {
 
 /// Fails unless `folder` holds what a TLS connection needs: `ca.pem`, and `cert.pem` and `key.pem` both or neither.
 fn check_certificates(folder: &Path, chosen_by: &str) -> Result<()> {
-    let missing = |name: &str| {
+    let unusable = |name: &str| {
         let path = folder.join(name);
-        // Opening tells of a missing file and of one that may not be read alike.
-        std::fs::File::open(&path).err().map(|cause| (path, cause))
+        // The TLS library would leave a broken certificate or key out without a word.
+        let pem = std::fs::read_to_string(&path).and_then(|text| {
+            let is_pem = text.contains("-----BEGIN ");
+            if is_pem {
+                Ok(())
+            } else {
+                Err(std::io::Error::other("there is no `-----BEGIN` in it, so it is not a PEM file"))
+            }
+        });
+        pem.err().map(|cause| (path, cause))
     };
     let failed = |path: &Path, cause: std::io::Error| {
         Error::new(
@@ -289,10 +308,10 @@ fn check_certificates(folder: &Path, chosen_by: &str) -> Result<()> {
         .caused_by(cause)
         .hint("`ca.pem` must be there, and `cert.pem` and `key.pem` both or neither; DOCKER_CERT_PATH names the folder of DOCKER_HOST, `docker context update` brings those of a context")
     };
-    if let Some((path, cause)) = missing("ca.pem") {
+    if let Some((path, cause)) = unusable("ca.pem") {
         return Err(failed(&path, cause));
     }
-    match (missing("cert.pem"), missing("key.pem")) {
+    match (unusable("cert.pem"), unusable("key.pem")) {
         (None, None) => Ok(()),
         (Some((_, first)), Some((_, second))) if is_absent(&first) && is_absent(&second) => Ok(()),
         (Some((path, cause)), _) | (None, Some((path, cause))) => Err(failed(&path, cause)),

@@ -70,6 +70,9 @@ pub async fn run(docker: &Docker, container: &str, argv: &[&str], stdin: Option<
         () = feeding => (Vec::new(), Vec::new()),
     };
     let exit_code = exit_code(docker, &exec.id, &exec.action).await?;
+    // Docker up to 27 writes why it could not start the program where the program would have written.
+    let not_started = matches!(exit_code, 126 | 127) && stdout.starts_with(b"OCI runtime exec failed");
+    let (stdout, stderr) = if not_started { (Vec::new(), stdout) } else { (stdout, stderr) };
     Ok(ExecOutput { exit_code, stdout, stderr })
 }
 

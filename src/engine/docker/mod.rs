@@ -5,6 +5,7 @@
 //! complete before the server starts for the first time ([`cluster`]), so the image's own initialisation, which cannot
 //! be resumed after a kill, never runs on an instance's volume.
 
+pub mod cleanup;
 pub mod cluster;
 pub mod connect;
 pub mod container;
@@ -58,6 +59,7 @@ struct Container {
     labels: Labels,
     state: ContainerState,
     port: Option<u16>,
+    has_volume: bool,
 }
 
 impl DockerEngine {
@@ -184,10 +186,13 @@ impl From<ContainerInspectResponse> for Container {
             .and_then(|bindings| bindings.first())
             .and_then(|binding| binding.host_port.as_deref())
             .and_then(|port| port.parse().ok());
+        let mounts = found.mounts.unwrap_or_default();
+        let has_volume = mounts.iter().any(|mount| mount.typ.as_deref() == Some("volume"));
         Self {
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             state: found.state.unwrap_or_default(),
             port,
+            has_volume,
         }
     }
 }
@@ -229,6 +234,10 @@ impl Engine for DockerEngine {
         EngineKind::Docker
     }
 
+    fn host(&self) -> String {
+        self.connection.endpoint.database_host()
+    }
+
     async fn observe(&self) -> Result<Observed> {
         let Some(container) = self.container().await? else {
             let volume = self.volume().await?;
@@ -253,7 +262,7 @@ impl Engine for DockerEngine {
             image: container.label(labels::IMAGE),
             endpoint: container.port.map(|port| self.endpoint(port)),
             container: Some(self.instance.container_name()),
-            volume: Some(self.instance.volume_name()),
+            volume: container.has_volume.then(|| self.instance.volume_name()),
             reason,
         })
     }

@@ -20,7 +20,10 @@ use crate::engine::{StartRequest, Started};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::Password;
 use crate::profile::DataPlacement;
-use crate::spec::{DATA_DIRECTORY, POSTGRES_MAJOR};
+use crate::spec::{
+    CERTIFICATE_FILE, DATA_DIRECTORY, FILES_DIRECTORY, HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
+    TLS_ONLY_RULES,
+};
 
 /// What a volume holds, as its files tell.
 enum Contents {
@@ -44,10 +47,11 @@ impl DockerEngine {
                 self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
                 return self.started(false, false, None).await;
             }
-            if same && !found.is_running() {
-                if let Some(started) = self.start_again(request, found).await? {
-                    return Ok(started);
-                }
+            if same
+                && !found.is_running()
+                && let Some(started) = self.start_again(request, found).await?
+            {
+                return Ok(started);
             }
             self.take_away(found).await?;
         }
@@ -64,7 +68,8 @@ impl DockerEngine {
         }
         self.explain_last_end(found);
         match self.start_container().await {
-            Ok(()) => Ok(Some(self.started(false, true, None).await?)),
+            // Data in memory went with the server, so the image makes it anew.
+            Ok(()) => Ok(Some(self.started(request.spec.data == DataPlacement::Memory, true, None).await?)),
             Err(error) if port_taken(&error).is_some() => {
                 if let PortChoice::Fixed(port) = request.spec.port {
                     return Err(self.taken(port).await);
@@ -163,7 +168,7 @@ impl DockerEngine {
 
     async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
         let name = self.instance.container_name();
-        let address = self.connection.endpoint.publish_address().await?.to_string();
+        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
         let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {
@@ -175,8 +180,13 @@ impl DockerEngine {
             other => other,
         }
         .map_err(|error| failed(&format!("create container `{name}`"), error))?;
-        let owner = self.file_owner(&request.spec.image_id);
-        self.upload_password(&name, &request.superuser_password, owner).await
+        let mut files = vec![(container::PASSWORD_FILE, request.superuser_password.expose())];
+        if let Some(certificate) = &request.certificate {
+            files.push((CERTIFICATE_FILE, &certificate.certificate));
+            files.push((KEY_FILE, certificate.key.expose()));
+            files.push((HOST_BASED_AUTHENTICATION_FILE, TLS_ONLY_RULES));
+        }
+        self.upload_files(&name, &files, self.file_owner(&request.spec.image_id)).await
     }
 
     pub(super) async fn create_named(
@@ -192,32 +202,32 @@ impl DockerEngine {
         self.docker().start_container(&self.instance.container_name(), None::<StartContainerOptions>).await
     }
 
-    /// Puts the superuser's password into the container, readable by the server's user alone.
-    pub(super) async fn upload_password(
+    /// Puts files into the container's folder for what tfdev uploads, readable by the server's user alone.
+    pub(super) async fn upload_files(
         &self,
         name: &str,
-        password: &Password,
+        files: &[(&str, &str)],
         owner: Option<(u64, u64)>,
     ) -> Result<()> {
-        let what = || format!("upload the password file into container `{name}`");
+        let what = || format!("upload files into container `{name}`");
         let mut builder = tar::Builder::new(Vec::new());
         let mut folder = tar::Header::new_ustar();
         folder.set_entry_type(tar::EntryType::Directory);
         folder.set_mode(0o755);
         folder.set_size(0);
-        builder
-            .append_data(&mut folder, format!("{}/", container::SECRETS_DIRECTORY), std::io::empty())
-            .or_failed(what)?;
-        let mut header = tar::Header::new_ustar();
-        // Who runs the server is known from the image's data folder. Where that was never made, for data in memory, the
-        // file must be readable for a user of unknown number; in there are only root and the server.
-        header.set_mode(if owner.is_some() { 0o400 } else { 0o444 });
-        let (user, group) = owner.unwrap_or_default();
-        header.set_uid(user);
-        header.set_gid(group);
-        header.set_size(password.expose().len() as u64);
-        let path = container::PASSWORD_FILE.trim_start_matches('/');
-        builder.append_data(&mut header, path, password.expose().as_bytes()).or_failed(what)?;
+        let relative = |path: &str| path.trim_start_matches('/').to_owned();
+        builder.append_data(&mut folder, relative(FILES_DIRECTORY) + "/", std::io::empty()).or_failed(what)?;
+        for (path, text) in files {
+            let mut header = tar::Header::new_ustar();
+            // Who runs the server is known from the image's data folder. Where that was never made, for data in memory,
+            // the file must be readable for a user of unknown number; in there are only root and the server.
+            header.set_mode(if owner.is_some() { 0o400 } else { 0o444 });
+            let (user, group) = owner.unwrap_or_default();
+            header.set_uid(user);
+            header.set_gid(group);
+            header.set_size(text.len() as u64);
+            builder.append_data(&mut header, relative(path), text.as_bytes()).or_failed(what)?;
+        }
         let tar = builder.into_inner().or_failed(what)?;
         let options = UploadToContainerOptionsBuilder::default().path("/").build();
         self.docker()

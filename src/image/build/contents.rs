@@ -222,7 +222,7 @@ impl Gathering {
         let needs = libraries::needed_by(&self.binaries)?;
         require_found(&needs)?;
         let mut files: BTreeSet<PathBuf> = needs.into_values().flat_map(|needs| needs.found).collect();
-        let system = needs_of_server(&files);
+        let system = folders_of_c_library(&files);
         for name in LIBRARIES_OPENED_LATE {
             files.extend(system.iter().map(|folder| folder.join(name)).filter(|path| path.is_file()));
         }
@@ -324,7 +324,7 @@ fn find_tool(name: &str) -> Option<PathBuf> {
 }
 
 /// The folders of the C library, where libraries that are opened late are.
-fn needs_of_server(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
+fn folders_of_c_library(files: &BTreeSet<PathBuf>) -> BTreeSet<PathBuf> {
     let is_libc = |path: &&PathBuf| path.file_name().is_some_and(|name| name == "libc.so.6");
     files.iter().filter(is_libc).filter_map(|path| path.parent().map(Path::to_owned)).collect()
 }

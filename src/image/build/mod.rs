@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use self::contents::Contents;
 use self::installation::Installation;
 use self::package::{Configuration, Description, Layer};
-use super::{Image, ImageSource, OFFLINE, Sources, check_reference, daemon, find};
+use super::{Image, ImageSource, OFFLINE, check_reference, daemon, find};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 
@@ -35,7 +35,7 @@ use crate::event::{Event, Events, Progress, Unit};
 const CHUNK: usize = 256 * 1024;
 
 /// How long the daemon may take to unpack before it answers; it says nothing until it has read the whole archive.
-const LOAD_TIMEOUT: Duration = Duration::from_secs(1800);
+const LOAD_TIMEOUT: Duration = Duration::from_mins(30);
 
 /// What [`build`] makes.
 #[derive(Debug, Clone, Default)]
@@ -44,13 +44,6 @@ pub struct BuildOptions {
     pub bin_dir: Option<PathBuf>,
     /// The image's name; `None` means [`OFFLINE`].
     pub tag: Option<String>,
-}
-
-impl BuildOptions {
-    /// The image under its usual name, from the programs that `sources` names.
-    pub(super) fn with_bin_dir(sources: &Sources) -> Self {
-        Self { bin_dir: sources.bin_dir.clone(), tag: None }
-    }
 }
 
 /// Builds the offline image, unless the daemon has it with equal contents.
@@ -211,15 +204,18 @@ impl Write for ChannelWriter<'_> {
     }
 }
 
-/// Removes the image that lost its name to the new one. Best effort: one that a container still uses stays.
+/// Removes the image that lost its name to the new one. Best effort: one that a container still uses, or that has another
+/// name, stays.
 async fn remove_replaced(docker: &Docker, old: &Image, events: &Events) {
-    if old.contents.is_none() {
+    let Ok(inspected) = docker.inspect_image(&old.id).await else { return };
+    let has_other_name = inspected.repo_tags.is_some_and(|names| !names.is_empty());
+    if old.contents.is_none() || has_other_name {
         return;
     }
     match docker.remove_image(&old.id, None::<RemoveImageOptions>, None).await {
         Ok(_) => events.detail(format!("Removed the image that it replaces ({})", old.id)),
         Err(error) => {
-            events.detail(format!("The image that it replaces stays ({}): {}", old.id, daemon::words(&error)))
+            events.detail(format!("The image that it replaces stays ({}): {}", old.id, daemon::words(&error)));
         }
     }
 }
@@ -259,5 +255,45 @@ impl<'a> Report<'a> {
             total: self.total,
             done,
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bollard::query_parameters::TagImageOptionsBuilder;
+
+    use super::super::test_support::{Name, docker, unique};
+    use super::*;
+
+    /// Gives the daemon an older offline image: a tree of one file.
+    async fn older_image(docker: &Docker, reference: &str) -> Image {
+        let mut contents = Contents { tree: tree::Tree::default(), left_out: Vec::new() };
+        contents.tree.bytes("/unique", unique("older"), 0o644);
+        let layer = package::measure(&contents.tree, &mut |_| ()).unwrap();
+        let description =
+            Description { version: "15.0", architecture: docker_architecture(), created: "2022-10-13T00:00:00Z" };
+        let configuration = package::configuration(&description, &layer);
+        let prepared = Prepared { version: "15.0".to_owned(), contents, layer, configuration };
+        send(docker, prepared, reference, &Events::none()).await.unwrap();
+        find(docker, reference).await.unwrap().unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_replaced_image_goes_unless_it_has_another_name() {
+        let Some(docker) = docker().await else { return };
+        let name = Name::new(&docker, format!("tfdev-test/{}:1", unique("replace")));
+        let other = Name::new(&docker, format!("tfdev-test/{}:1", unique("other")));
+        let options = || BuildOptions { tag: Some(name.name.clone()), ..BuildOptions::default() };
+
+        let old = older_image(&docker, &name.name).await;
+        assert_eq!(build(&docker, &Events::none(), options()).await.unwrap().source, ImageSource::Built);
+        assert_eq!(find(&docker, &old.id).await.unwrap(), None, "no nameless image is left to fill the disk");
+
+        let old = older_image(&docker, &name.name).await;
+        let (repository, tag) = other.name.split_once(':').unwrap();
+        let tagged = TagImageOptionsBuilder::default().repo(repository).tag(tag).build();
+        docker.tag_image(&old.id, Some(tagged)).await.unwrap();
+        assert_eq!(build(&docker, &Events::none(), options()).await.unwrap().source, ImageSource::Built);
+        assert_eq!(find(&docker, &other.name).await.unwrap().unwrap().id, old.id, "another name is the user's");
     }
 }

@@ -8,11 +8,11 @@ use std::process::Command;
 use std::time::Instant;
 
 use super::*;
-use crate::engine::docker::testing::{FakeDaemon, at, at_socket, docker, json, response, skip, variable};
+use crate::engine::docker::testing::{FakeDaemon, at, at_socket, docker, json, pass_over, response, variable};
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-async fn failure(environment: &DockerEnvironment) -> Error {
+pub(super) async fn failure(environment: &DockerEnvironment) -> Error {
     let error = connect(environment, LIMIT, &Events::none()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoEngine);
     assert!(error.to_string().contains("chosen by DOCKER_HOST"), "{error}");
@@ -234,7 +234,7 @@ fn ssh_failures_are_told_apart_by_their_words() {
 #[tokio::test]
 async fn the_host_name_behind_an_ssh_alias_is_found() {
     if Command::new("ssh").arg("-V").output().is_err() {
-        skip("there is no `ssh`");
+        pass_over("there is no `ssh`");
         return;
     }
     // Without a configuration for it, the name is the host name.
@@ -250,7 +250,7 @@ fn own_address() -> Option<std::net::IpAddr> {
 }
 
 /// Passes connections to a TCP port on to the real daemon's socket.
-async fn relay(address: std::net::IpAddr, socket: std::path::PathBuf) -> SocketAddr {
+pub(super) async fn relay(address: std::net::IpAddr, socket: std::path::PathBuf) -> SocketAddr {
     let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
     let local = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -265,12 +265,12 @@ async fn relay(address: std::net::IpAddr, socket: std::path::PathBuf) -> SocketA
 #[tokio::test]
 async fn a_daemon_behind_another_address_publishes_where_it_can_be_reached() {
     let Some(local) = docker().await else { return };
-    let Address::Unix(socket) = local.endpoint.address else { return skip("the daemon is not on a socket") };
-    let Some(address) = own_address() else { return skip("this machine has no address but loopback") };
+    let Address::Unix(socket) = local.endpoint.address else { return pass_over("the daemon is not on a socket") };
+    let Some(address) = own_address() else { return pass_over("this machine has no address but loopback") };
     let server = relay(address, socket).await;
     let connection = connect(&at(&format!("tcp://{server}")), LIMIT, &Events::none()).await.unwrap();
     assert_eq!(connection.server_version, local.server_version);
     assert!(!connection.endpoint.is_local());
     assert_eq!(connection.endpoint.database_host(), address.to_string());
-    assert_eq!(connection.endpoint.publish_address().await.unwrap(), address);
+    assert_eq!(connection.endpoint.publish_address(&Events::none()).await.unwrap(), address);
 }

@@ -4,6 +4,9 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use super::*;
+use crate::event::Event;
+
+const PEM: &str = "-----BEGIN CERTIFICATE-----\n";
 
 /// A temporary `DOCKER_CONFIG` folder, sockets of a pretended machine, and the environment to start from.
 struct Machine {
@@ -173,7 +176,7 @@ fn tls_material_of_a_context_is_found_beside_it() {
     machine.environment.context = Some("secure".to_owned());
     machine.context("abc", "secure", r#"{"Host":"tcp://build","SkipTLSVerify":false}"#);
     for name in ["ca", "cert", "key"] {
-        machine.write(&format!("docker/contexts/tls/abc/docker/{name}.pem"), "");
+        machine.write(&format!("docker/contexts/tls/abc/docker/{name}.pem"), PEM);
     }
     let folder = machine.path("docker/contexts/tls/abc/docker");
     let expected = Address::Tls { host: "build".to_owned(), port: 2376, folder };
@@ -191,14 +194,19 @@ fn a_missing_tls_file_is_named() {
     assert!(error.to_string().contains(&format!("`{}`", ca.display())), "{error}");
     assert!(error.to_string().contains("DOCKER_HOST"), "{error}");
 
-    machine.write("certificates/ca.pem", "");
+    machine.write("certificates/ca.pem", PEM);
     machine.environment.cert_path = Some(machine.path("certificates"));
     let address = machine.choose().unwrap().address;
     assert!(matches!(address, Address::Tls { port: 2376, .. }), "a daemon need not ask for a client certificate");
 
-    machine.write("certificates/cert.pem", "");
+    machine.write("certificates/cert.pem", PEM);
     let error = machine.choose().unwrap_err();
     assert!(error.to_string().contains("certificates/key.pem"), "{error}");
+
+    machine.write("certificates/key.pem", "oops");
+    let error = machine.choose().unwrap_err();
+    assert!(error.to_string().contains("certificates/key.pem"), "{error}");
+    assert!(error.causes()[0].contains("not a PEM file"), "{:?}", error.causes());
 }
 
 #[test]
@@ -271,19 +279,31 @@ async fn the_database_is_where_the_daemon_is() {
     for text in local {
         assert!(endpoint(text).is_local(), "{text}");
         assert_eq!(endpoint(text).database_host(), "127.0.0.1", "{text}");
-        assert_eq!(endpoint(text).publish_address().await.unwrap(), Ipv4Addr::LOCALHOST, "{text}");
+        assert_eq!(endpoint(text).publish_address(&Events::none()).await.unwrap(), Ipv4Addr::LOCALHOST, "{text}");
     }
     for (text, host) in [("tcp://10.1.2.3:2375", "10.1.2.3"), ("ssh://me@10.1.2.4", "10.1.2.4")] {
         assert!(!endpoint(text).is_local(), "{text}");
         assert_eq!(endpoint(text).database_host(), host);
-        assert_eq!(endpoint(text).publish_address().await.unwrap().to_string(), host);
+        assert_eq!(endpoint(text).publish_address(&Events::none()).await.unwrap().to_string(), host);
     }
     let version_six = endpoint("tcp://[fd00::1]:2375");
     assert_eq!(version_six.database_host(), "[fd00::1]");
-    assert_eq!(version_six.publish_address().await.unwrap().to_string(), "fd00::1");
+    assert_eq!(version_six.publish_address(&Events::none()).await.unwrap().to_string(), "fd00::1");
+
+    let (sender, notes) = std::sync::mpsc::channel();
+    let events = Events::to(move |event| sender.send(event).unwrap());
+    endpoint("unix:///x").publish_address(&events).await.unwrap();
+    assert!(notes.try_recv().is_err(), "a local daemon is nothing to note");
+    endpoint("tcp://10.1.2.3:2375").publish_address(&events).await.unwrap();
+    assert!(matches!(notes.try_recv(), Ok(Event::Note(text)) if text.contains("10.1.2.3")));
+
+    let mut alias = endpoint("ssh://build");
+    alias.ssh_host_name = Some("10.1.2.5".to_owned());
+    assert_eq!(alias.database_host(), "10.1.2.5");
+    assert_eq!(alias.publish_address(&Events::none()).await.unwrap().to_string(), "10.1.2.5");
 
     // `.invalid` never resolves (RFC 6761).
-    let error = endpoint("tcp://build.invalid:2375").publish_address().await.unwrap_err();
+    let error = endpoint("tcp://build.invalid:2375").publish_address(&Events::none()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoEngine);
     assert!(error.to_string().contains("`build.invalid`"), "{error}");
 }

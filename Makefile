@@ -1,0 +1,50 @@
+# Two commands for a start: `make up` and `make test`. Each line here is short on purpose: what is behind it is a script
+# or a Cargo command that can be run by itself.
+
+CARGO ?= cargo
+TFDEV = $(CARGO) run --release --quiet --
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up down test check bench docs fmt build clean-docker
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Get what is missing on this machine: Docker, PostgreSQL 15, a C compiler
+	@scripts/setup
+
+build: ## Build the program: target/release/tfdev
+	$(CARGO) build --release
+
+up: setup build ## A database with a schema and data, and a first query
+	$(TFDEV) image ensure
+	$(TFDEV) up
+	$(TFDEV) psql -- -c 'SELECT status, count(*) FROM tasks GROUP BY status ORDER BY count DESC'
+
+down: ## Stop the database and keep its data
+	$(TFDEV) down
+
+test: setup ## Run all tests; those with Docker are skipped if there is none
+	$(CARGO) test --doc --quiet
+	$(CARGO) $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests)
+
+check: ## Formatting, lints, documentation, licences
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --quiet -- -D warnings
+	$(CARGO) clippy --no-default-features --lib --quiet -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --quiet
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "installing cargo-deny, once"; $(CARGO) install cargo-deny --locked; }
+	$(CARGO) fetch --locked --quiet
+	$(CARGO) deny --offline check bans licenses sources
+
+bench: ## Measure what is promised about time and memory; one part: make bench ONLY=up-new
+	$(CARGO) bench --bench bench -- $(ONLY)
+
+docs: ## Build the library's documentation: target/doc/tfdev/index.html
+	$(CARGO) doc --no-deps
+
+fmt: ## Format the code
+	$(CARGO) fmt
+
+clean-docker: ## Remove containers and volumes that killed tests and measurements left
+	@scripts/clean-docker
