@@ -61,7 +61,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Man(command) => return commands::man::run(&command, output),
         _ => {}
     }
-    let flags = args::flags(matches, &arguments.global);
+    let flags = args::flags(matches, &arguments.global)?;
     let settings = Settings::resolve(&flags, &Environment::read()?)?;
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
