@@ -8,7 +8,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::support::{TestEnv, finish, one, start, until};
+use crate::support::{TestEnv, finish, one, start, tell, until};
 
 const UP: [&str; 4] = ["up", "--json", "--dataset", "small"];
 
@@ -43,7 +43,7 @@ fn ten_projects_at_once_get_ten_ports() {
 fn ups_killed_among_others_harm_nobody() {
     let Some(env) = TestEnv::docker() else { return };
     let seed = 15;
-    println!("random sequence {seed}");
+    tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let begin = Instant::now();
     let mut running: Vec<_> = (0..20).map(|_| start(env.command(&UP))).collect();
@@ -72,7 +72,7 @@ fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one() {
     let first = finish(start(env.command(&UP))).ok();
     env.run(&["destroy", "--yes"]).ok();
     let seed = 5432;
-    println!("random sequence {seed}");
+    tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let points = 12;
     for point in 0..points {
