@@ -8,7 +8,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::support::{TestEnv, finish, one, start, tell, until};
+use crate::support::{Session, TestEnv, finish, one, query, start, tell, until};
 
 const UP: [&str; 4] = ["up", "--json", "--dataset", "small"];
 
@@ -137,4 +137,29 @@ fn a_lock_that_is_held_too_long_is_a_conflict() {
     assert_eq!(env.state(), "running", "who only looks needs no lock");
     lock.unlock().unwrap();
     env.run(&["down", "--timeout", "30"]).ok();
+}
+
+#[test]
+fn what_a_killed_up_left_running_in_the_server_is_waited_for() {
+    let Some(env) = TestEnv::docker() else { return };
+    let up = env.up();
+    let superuser = env.superuser_url(&up["port"], "postgres");
+    query(&superuser, "DROP DATABASE taskflow WITH (FORCE)");
+    let mut session = Session::open(&superuser);
+    session.run("BEGIN; LOCK TABLE pg_database IN SHARE MODE");
+    let blocked = || {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tfdev' AND wait_event_type = 'Lock'";
+        one(&superuser, waiting)
+    };
+
+    let mut killed = start(env.command(&UP));
+    until("the first run to make the database", || (blocked() == "1").then_some(()));
+    killed.child.kill().unwrap();
+    finish(killed);
+    let next = start(env.command(&UP));
+    until("the second run at the same point", || (blocked() == "2").then_some(()));
+    session.run("COMMIT");
+    finish(next).ok();
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
 }

@@ -8,7 +8,7 @@ mod sql;
 
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
-pub(crate) use sql::{one, query, try_query};
+pub(crate) use sql::{Session, one, query, try_query};
 
 use std::time::{Duration, Instant};
 
