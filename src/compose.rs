@@ -12,7 +12,7 @@ use crate::event::Events;
 use crate::image;
 use crate::instance::{Instance, InstanceRecord};
 use crate::profile::{self, DataPlacement};
-use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
 use crate::up;
 
 /// Renders the Compose file of the settled instance. It needs no engine.
@@ -72,7 +72,7 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
         ("POSTGRES_USER", SUPERUSER),
         ("POSTGRES_DB", database),
         ("POSTGRES_PASSWORD_FILE", "/run/secrets/superuser-password"),
-        ("POSTGRES_INITDB_ARGS", INITDB_ARGUMENTS),
+        ("POSTGRES_INITDB_ARGS", &initdb_arguments(spec.data)),
         ("PGDATA", DATA_DIRECTORY),
     ] {
         line(6, &format!("{name}: {}", scalar(value)));

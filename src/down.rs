@@ -29,6 +29,8 @@ pub struct Stopped {
     pub instance: String,
     /// Whether it was running before.
     pub changed: bool,
+    /// Whether its data is still there; data in memory goes with the server.
+    pub data_kept: bool,
 }
 
 /// What `destroy` did.
@@ -74,10 +76,11 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
         let engine = engine::choose(settings, instance, events).await?;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
-        if !all && !changed && engine.observe().await?.state == engine::State::Absent {
+        let observed = engine.observe().await?;
+        if !all && observed.state == engine::State::Absent {
             return Err(instance.not_found());
         }
-        stopped.push(Stopped { instance: instance.name.clone(), changed });
+        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.volume.is_some() });
     }
     Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
 }

@@ -13,10 +13,12 @@
 //! - [`engine`] is the only seam with effects on a machine; [`image`] is what the Docker engine runs.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
+//! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`] and [`seed`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 
+pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod compose;

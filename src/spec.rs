@@ -42,6 +42,14 @@ pub const STOP_TIMEOUT_SECONDS: i64 = 120;
 /// Arguments of `initdb`: page checksums so that a damaged page is found, and passwords for every TCP login.
 pub const INITDB_ARGUMENTS: &str = "--data-checksums --auth-local=trust --auth-host=scram-sha-256";
 
+/// Arguments of `initdb` for data that is placed so: what is in memory need not be written to a disk.
+pub fn initdb_arguments(data: DataPlacement) -> String {
+    match data {
+        DataPlacement::Volume => INITDB_ARGUMENTS.to_owned(),
+        DataPlacement::Memory => format!("{INITDB_ARGUMENTS} --no-sync"),
+    }
+}
+
 /// Counts up when the container's layout changes, so that an older container is made anew.
 const LAYOUT: u32 = 1;
 

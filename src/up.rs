@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::PgConnection;
 use uuid::Uuid;
 
+use crate::checks;
 use crate::config::Settings;
 use crate::engine::{self, Engine, EngineKind, Observed, StartRequest, Started, State};
 use crate::error::{Error, ErrorKind, Result};
@@ -154,22 +155,30 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
     let server = Server::new(settings, started.endpoint.clone(), passwords, record.root_cert.clone());
     let run = Run { instance: &instance, id, engine: engine.as_ref(), server: &server, events, timeout };
-    let is_new = started.created || !record.initialised;
+    let must_flush = request.spec.data == DataPlacement::Volume && (started.created || !record.initialised);
     let mut connection = run.ready(&started, &mut record).await?;
     if started.started {
         events.finished("Started PostgreSQL", starting.elapsed());
     }
+    let image_changed = record.image_id.as_ref().is_some_and(|id| *id != source.id);
     let fill = async {
+        if started.started {
+            checks::clock(&mut connection, events).await?;
+        }
+        if image_changed {
+            checks::collations(&mut connection, events).await?;
+        }
         let options = migrate::Options { lock_timeout: timeout, ..migrate::Options::default() };
         let migrated = migrate::run(&server.login(), &inputs.migrations, &options, events).await?;
         let seed = run.seed(&mut connection, inputs.dataset.as_ref()).await?;
         Ok::<_, Error>((migrated, seed))
     };
     // A new data folder was never written to the disk on purpose, and until it is the instance counts as unfinished.
-    let flush = async { if is_new { engine.flush().await } else { Ok(()) } };
+    let flush = async { if must_flush { engine.flush().await } else { Ok(()) } };
     let ((migrated, seed), ()) = tokio::try_join!(fill, flush)?;
     provision::close(connection).await;
     record.initialised = true;
+    record.image_id = Some(source.id.clone());
     record.profile = Some(inputs.profile.name.clone());
     if let Some(seed) = &seed {
         record.remember_seed(seed);

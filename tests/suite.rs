@@ -1,1 +1,15 @@
-//! tests
+//! Drives the real binary against the real Docker Engine.
+//!
+//! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
+//! - `contract` is what people rely on when nothing is wrong.
+//! - `faults` is what happens when something is.
+//!
+//! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
+//! each other and as other tfdevs of this machine; and without Docker each test that needs it says so in one line.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on is to fail where it stands")]
+
+mod cli;
+mod contract;
+mod faults;
+mod support;

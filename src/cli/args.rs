@@ -4,9 +4,11 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    completions, compose, config, destroy, down, env, image, init, logs, man, migrate, psql, seed, status, up, url,
+    completions, compose, config as config_command, destroy, down, env, image, init, logs, man, migrate, psql, seed,
+    status, up, url,
 };
-use crate::config::{Flags, Setting};
+use crate::config::{self, Flags, Setting};
+use crate::error::Result;
 
 /// A real PostgreSQL 15 for development and tests: migrated, seeded, in about a second.
 ///
@@ -42,7 +44,7 @@ pub struct Global {
     /// The server's settings: `dev`, `prod`, `test` or one of the project's own [default: dev]
     #[arg(long, global = true, value_name = "NAME", env = "TFDEV_PROFILE", hide_env = true)]
     pub profile: Option<String>,
-    /// How long to wait for a server or a lock [default: 60]
+    /// How long to wait for a server or a lock [default: 300]
     #[arg(long, global = true, value_name = "SECONDS", env = "TFDEV_TIMEOUT", hide_env = true)]
     pub timeout: Option<String>,
     /// Write one JSON document to standard output, and errors as JSON
@@ -103,7 +105,7 @@ pub enum Command {
     /// Print the Compose file that equals the instance
     Compose(compose::Compose),
     /// Show the settled configuration with each value's origin
-    Config(config::Config),
+    Config(config_command::Config),
     /// Write a commented tfdev.toml
     Init(init::Init),
     /// Print shell completion
@@ -120,20 +122,27 @@ impl Command {
 }
 
 /// What the flags settle, each with whether it was typed or came from its variable.
-pub(super) fn flags(matches: &ArgMatches, global: &Global) -> Flags {
+///
+/// A variable of a flag that only some commands have counts for all of them: `config show` and `compose` tell what `up`
+/// would do.
+pub(super) fn flags(matches: &ArgMatches, global: &Global) -> Result<Flags> {
     let origin = Origins(matches);
     let engine = global.engine.and_then(|engine| Some(engine.to_possible_value()?.get_name().to_owned()));
-    Flags {
+    let of_some = |name: &str| match origin.of(name, name, origin.text(name)) {
+        None => config::variable_of(name),
+        given => Ok(given),
+    };
+    Ok(Flags {
         project_dir: origin.of("project_dir", "project-dir", global.project_dir.clone()),
         instance: origin.of("instance", "instance", global.instance.clone()),
         engine: origin.of("engine", "engine", engine),
         profile: origin.of("profile", "profile", global.profile.clone()),
-        image: origin.of("image", "image", origin.text("image")),
-        port: origin.of("port", "port", origin.text("port")),
-        dataset: origin.of("dataset", "dataset", origin.text("dataset")),
+        image: of_some("image")?,
+        port: of_some("port")?,
+        dataset: of_some("dataset")?,
         timeout: origin.of("timeout", "timeout", global.timeout.clone()),
         yes: global.yes.then(|| Setting::flag("yes", true)),
-    }
+    })
 }
 
 /// Tells where a value came from; an argument of a subcommand is known only to that subcommand's matches.

@@ -10,6 +10,7 @@ mod output;
 mod progress;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory, FromArgMatches};
 
@@ -18,6 +19,9 @@ use self::output::Output;
 use crate::config::{self, Environment, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
+
+/// How long the program waits at its end for what it has to clean up.
+const CLEANUP_LIMIT: Duration = Duration::from_secs(10);
 
 /// What a command works with.
 pub(crate) struct Session {
@@ -57,7 +61,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Man(command) => return commands::man::run(&command, output),
         _ => {}
     }
-    let flags = args::flags(matches, &arguments.global);
+    let flags = args::flags(matches, &arguments.global)?;
     let settings = Settings::resolve(&flags, &Environment::read()?)?;
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
@@ -76,6 +80,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
                 .hint("run the same command again: it goes on from where this one was")),
         }
     });
+    runtime.block_on(crate::engine::settle(CLEANUP_LIMIT));
     // A blocking read of the terminal must not keep the program from ending.
     runtime.shutdown_background();
     result

@@ -69,6 +69,13 @@ pub fn no_color() -> bool {
     variable("NO_COLOR").is_some()
 }
 
+/// What the variable of the flag `name` says: `TFDEV_DATASET` for `dataset`. For flags that only some commands have.
+pub fn variable_of(name: &str) -> Result<Option<Setting<String>>> {
+    let variable = Setting::variable(name, ());
+    let value = text(&variable.origin.to_string())?;
+    Ok(value.map(|value| variable.map(|()| value)))
+}
+
 /// Starts this program again without the variables that would change its own sessions with servers
 /// ([`UNWANTED_VARIABLES`]), if one of them is set: they cannot be cleared in a running program without `unsafe`. Returns
 /// the exit status of the second run, where the platform cannot replace the first one by it.

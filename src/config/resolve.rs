@@ -12,7 +12,7 @@ use super::{
     BackupSettings, DatabaseSettings, EngineChoice, Environment, FILE_NAME, Flags, FreshSettings, Origin, PortChoice,
     Setting, Settings, SnapshotSettings, project_dir,
 };
-use crate::error::{Context, ErrorKind, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::profile;
 
 /// Why a value can be read back: it went through [`reference::Kind::check`], and the keys without a default are optional.
@@ -46,14 +46,13 @@ impl Settings {
 /// Reads a file that need not exist.
 fn read_file(path: &Path) -> Result<Option<String>> {
     let is_link = || fs::symlink_metadata(path).is_ok();
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
+    match fs::read(path) {
+        Ok(bytes) => text_of(bytes, path).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !is_link() => Ok(None),
         // A home folder of /dev/null, as users of services have it.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => Ok(None),
         Err(error) => {
             let why = match error.kind() {
-                io::ErrorKind::InvalidData => ": it is not UTF-8 text",
                 io::ErrorKind::IsADirectory => ": it is a folder",
                 io::ErrorKind::NotFound => ": it is a link that leads nowhere",
                 io::ErrorKind::PermissionDenied => ": permission denied",
@@ -62,6 +61,15 @@ fn read_file(path: &Path) -> Result<Option<String>> {
             Err(error).context(ErrorKind::BadInput, || format!("cannot read `{}`{why}", path.display()))
         }
     }
+}
+
+/// The text of a file, or an error with the line that is none.
+fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        Error::bad_input(format!("{}:{line}: not UTF-8 text", path.display())).hint("save the file as UTF-8")
+    })
 }
 
 /// Puts all layers on top of each other, weakest first.

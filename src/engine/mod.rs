@@ -211,6 +211,11 @@ pub trait Engine: Send + Sync {
     async fn logs(&self, tail: Option<u32>, follow: bool, receive: &mut LogReceiver<'_>) -> Result<()>;
 }
 
+/// Waits, for at most `limit`, until what a dropped call left behind is cleaned up.
+pub async fn settle(limit: Duration) {
+    docker::cleanup::settle(limit).await;
+}
+
 /// The engine for `instance`.
 pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Box<dyn Engine>> {
     match settings.engine.value {

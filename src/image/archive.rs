@@ -14,7 +14,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use super::{Image, ImageSource, daemon, find};
+use super::{Image, ImageSource, find};
+use crate::engine::docker::errors::{self, failed};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 
@@ -114,8 +115,7 @@ impl Partial {
         let mut bytes = std::pin::pin!(docker.export_image(&image.reference));
         let mut written = 0;
         while let Some(chunk) = bytes.next().await {
-            let chunk =
-                chunk.map_err(|error| daemon::error(format!("cannot save the image `{}`", image.reference), error))?;
+            let chunk = chunk.map_err(|error| failed(&format!("save the image `{}`", image.reference), error))?;
             file.write_all(&chunk).await.or_failed(unwritable)?;
             written += chunk.len() as u64;
             events.send(progress("image:save", "Saving", written, Some(image.size_bytes.max(written)), false));
@@ -263,8 +263,8 @@ fn names_in(answer: &BuildInfo) -> Vec<String> {
 
 /// The daemon understood every other reason than the file itself: the connection and the disk.
 fn not_taken(shown: &str, cause: bollard::errors::Error) -> Error {
-    let full_disk = daemon::words(&cause).contains("no space left");
-    let error = daemon::error(format!("the Docker daemon did not take the images in `{shown}`"), cause);
+    let full_disk = errors::words(&cause).to_lowercase().contains("no space left");
+    let error = failed(&format!("load the images in `{shown}`"), cause);
     if full_disk || error.kind() == ErrorKind::NoEngine {
         return error;
     }

@@ -18,7 +18,6 @@
 mod archive;
 mod build;
 mod credentials;
-mod daemon;
 mod pull;
 
 #[cfg(test)]
@@ -38,6 +37,7 @@ pub use build::{BuildOptions, build};
 pub use pull::pull;
 
 use crate::config::Settings;
+use crate::engine::docker::errors::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 
@@ -127,7 +127,7 @@ pub async fn find(docker: &Docker, reference: &str) -> Result<Option<Image>> {
     let inspected = match docker.inspect_image(reference).await {
         Ok(inspected) => inspected,
         Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => return Ok(None),
-        Err(error) => return Err(daemon::error(format!("cannot look for the image `{reference}`"), error)),
+        Err(error) => return Err(failed(&format!("look for the image `{reference}`"), error)),
     };
     let config = inspected.config.unwrap_or_default();
     let version = config.env.iter().flatten().find_map(|variable| variable.strip_prefix("PG_VERSION="));

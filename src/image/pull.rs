@@ -10,7 +10,8 @@ use bollard::query_parameters::CreateImageOptionsBuilder;
 use futures_util::StreamExt as _;
 
 use super::credentials::{self, Login};
-use super::{Image, ImageSource, OFFICIAL, check_reference, daemon, find};
+use super::{Image, ImageSource, OFFICIAL, check_reference, find};
+use crate::engine::docker::errors::failed;
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 
@@ -151,7 +152,7 @@ impl Reason {
 
 /// Makes the error for a pull that failed.
 fn refused(reference: &str, login: &Login, cause: bollard::errors::Error) -> Error {
-    let base = daemon::error(format!("cannot pull `{reference}`"), cause);
+    let base = failed(&format!("pull `{reference}`"), cause);
     if base.kind() == ErrorKind::NoEngine {
         return base;
     }

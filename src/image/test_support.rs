@@ -22,25 +22,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 /// The daemon, or `None` (and a line that says so) if there is none and none is required.
 pub(super) async fn docker() -> Option<Docker> {
-    let connected = async { Docker::connect_with_local_defaults()?.negotiate_version().await };
-    match connected.await {
-        Ok(docker) => Some(docker),
-        Err(error) => {
-            assert!(!docker_is_required(), "TFDEV_REQUIRE_DOCKER=1, but no Docker daemon answers: {error}");
-            skipped(&error.to_string());
-            None
-        }
-    }
-}
-
-#[expect(clippy::disallowed_methods, reason = "a switch for tests alone, which have no Settings")]
-fn docker_is_required() -> bool {
-    std::env::var("TFDEV_REQUIRE_DOCKER").is_ok_and(|value| value == "1")
-}
-
-#[expect(clippy::print_stderr, reason = "a skipped test must say so")]
-fn skipped(reason: &str) {
-    eprintln!("skipped: no Docker daemon answers ({reason})");
+    Some(crate::engine::docker::testing::docker().await?.docker)
 }
 
 /// The offline image of this very source tree, built once for all tests of this process.

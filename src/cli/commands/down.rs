@@ -20,7 +20,11 @@ pub(super) async fn run(command: &Down, session: &Session) -> Result<()> {
     let report = down::down(&session.settings, command.all, &session.events).await?;
     session.output.result(&report, |out| {
         for instance in &report.instances {
-            let what = if instance.changed { "stopped; its data is kept" } else { "was not running" };
+            let what = match (instance.changed, instance.data_kept) {
+                (true, true) => "stopped; its data is kept",
+                (true, false) => "stopped; its data was in memory and is gone",
+                (false, _) => "was not running",
+            };
             writeln!(out, "{} {what}", instance.instance)?;
         }
         Ok(())

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::labels;
 use crate::instance::Instance;
 use crate::profile::DataPlacement;
-use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec};
+use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
 
 /// The server's port inside the container, as the engine's API writes it.
 pub const SERVER_PORT: &str = "5432/tcp";
@@ -24,12 +24,12 @@ pub const PASSWORD_FILE: &str = "/etc/tfdev/superuser-password";
 const SECOND: i64 = 1_000_000_000;
 
 /// The environment of the server's container: where the secret is, never the secret.
-pub fn environment() -> Vec<String> {
+pub fn environment(data: DataPlacement) -> Vec<String> {
     vec![
         format!("POSTGRES_USER={SUPERUSER}"),
         format!("POSTGRES_DB={SUPERUSER}"),
         format!("POSTGRES_PASSWORD_FILE={PASSWORD_FILE}"),
-        format!("POSTGRES_INITDB_ARGS={INITDB_ARGUMENTS}"),
+        format!("POSTGRES_INITDB_ARGS={}", initdb_arguments(data)),
         format!("PGDATA={DATA_DIRECTORY}"),
     ]
 }
@@ -75,7 +75,7 @@ pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, por
     ContainerCreateBody {
         image: Some(spec.image_id.clone()),
         cmd: Some(spec.command()),
-        env: Some(environment()),
+        env: Some(environment(spec.data)),
         labels: Some(labels::of_container(instance, id, spec)),
         exposed_ports: Some(vec![SERVER_PORT.to_owned()]),
         healthcheck: Some(HealthConfig {

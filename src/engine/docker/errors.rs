@@ -125,7 +125,7 @@ fn is_cut_off(text: &str) -> bool {
 }
 
 /// What a person should read about `failure`: the daemon's message, or the innermost cause.
-pub(super) fn words(failure: &Failure) -> String {
+pub(crate) fn words(failure: &Failure) -> String {
     match failure {
         Failure::DockerResponseServerError { status_code, message } if message.trim().is_empty() => {
             format!("the Docker daemon answered with status {status_code} and no explanation")

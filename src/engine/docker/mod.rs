@@ -5,6 +5,7 @@
 //! complete before the server starts for the first time ([`cluster`]), so the image's own initialisation, which cannot
 //! be resumed after a kill, never runs on an instance's volume.
 
+pub mod cleanup;
 pub mod cluster;
 pub mod connect;
 pub mod container;
@@ -15,7 +16,7 @@ pub mod labels;
 pub mod ports;
 mod start;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod throwaway;
 
 use std::path::PathBuf;
@@ -58,6 +59,7 @@ struct Container {
     labels: Labels,
     state: ContainerState,
     port: Option<u16>,
+    has_volume: bool,
 }
 
 impl DockerEngine {
@@ -184,10 +186,13 @@ impl From<ContainerInspectResponse> for Container {
             .and_then(|bindings| bindings.first())
             .and_then(|binding| binding.host_port.as_deref())
             .and_then(|port| port.parse().ok());
+        let mounts = found.mounts.unwrap_or_default();
+        let has_volume = mounts.iter().any(|mount| mount.typ.as_deref() == Some("volume"));
         Self {
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             state: found.state.unwrap_or_default(),
             port,
+            has_volume,
         }
     }
 }
@@ -257,7 +262,7 @@ impl Engine for DockerEngine {
             image: container.label(labels::IMAGE),
             endpoint: container.port.map(|port| self.endpoint(port)),
             container: Some(self.instance.container_name()),
-            volume: Some(self.instance.volume_name()),
+            volume: container.has_volume.then(|| self.instance.volume_name()),
             reason,
         })
     }

@@ -68,7 +68,8 @@ impl DockerEngine {
         }
         self.explain_last_end(found);
         match self.start_container().await {
-            Ok(()) => Ok(Some(self.started(false, true, None).await?)),
+            // Data in memory went with the server, so the image makes it anew.
+            Ok(()) => Ok(Some(self.started(request.spec.data == DataPlacement::Memory, true, None).await?)),
             Err(error) if port_taken(&error).is_some() => {
                 if let PortChoice::Fixed(port) = request.spec.port {
                     return Err(self.taken(port).await);

@@ -14,12 +14,14 @@ use futures_util::StreamExt;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
+use super::cleanup::RemoveOnDrop;
 use super::cluster::{self, Cluster};
 use super::errors::failed;
 use super::{Container, DockerEngine, container, labels};
 use crate::error::{Context, Error, Result};
 use crate::instance::{FileLock, Password};
 use crate::pg::{self, Login};
+use crate::profile::DataPlacement;
 use crate::provision;
 use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, SUPERUSER, ServerSpec, hexadecimal};
 
@@ -49,8 +51,9 @@ impl DockerEngine {
         self.events.started(format!("Preparing {} (once for this image)", spec.image));
         self.remove_leftovers(&key).await?;
         let name = format!("tfdev-cluster-{key}");
+        let guard = RemoveOnDrop::new(self.docker(), &name);
         let made = self.make_cluster(spec, &key, &name).await;
-        self.remove_container(&name).await?;
+        drop(guard);
         let cluster = made?;
         self.events.finished(format!("Prepared {}", spec.image), start.elapsed());
         Ok(cluster)
@@ -80,7 +83,8 @@ impl DockerEngine {
         let body = ContainerCreateBody {
             image: Some(spec.image_id.clone()),
             cmd: Some(std::iter::once("postgres".to_owned()).chain(settings).collect()),
-            env: Some(container::environment()),
+            // Nothing here needs to survive a crash: it is copied once the server has stopped.
+            env: Some(container::environment(DataPlacement::Memory)),
             labels: Some([(labels::CLUSTER.to_owned(), key.to_owned())].into()),
             exposed_ports: Some(vec![container::SERVER_PORT.to_owned()]),
             host_config: Some(HostConfig {

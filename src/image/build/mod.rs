@@ -27,7 +27,8 @@ use tokio::sync::mpsc;
 use self::contents::Contents;
 use self::installation::Installation;
 use self::package::{Configuration, Description, Layer};
-use super::{Image, ImageSource, OFFLINE, check_reference, daemon, find};
+use super::{Image, ImageSource, OFFLINE, check_reference, find};
+use crate::engine::docker::errors::{self, failed};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 
@@ -87,10 +88,7 @@ pub async fn build(docker: &Docker, events: &Events, options: BuildOptions) -> R
 
 /// Makes sure that programs of this machine run where the daemon is, and returns Docker's name for the processor.
 async fn same_machine(docker: &Docker) -> Result<&'static str> {
-    let version = docker
-        .version()
-        .await
-        .map_err(|error| daemon::error("cannot ask the Docker daemon for its platform", error))?;
+    let version = docker.version().await.map_err(|error| failed("ask the Docker daemon for its platform", error))?;
     let theirs = format!("{}/{}", version.os.unwrap_or_default(), version.arch.unwrap_or_default());
     let architecture = docker_architecture();
     let ours = format!("{}/{architecture}", std::env::consts::OS);
@@ -180,7 +178,7 @@ async fn send(docker: &Docker, prepared: Prepared, reference: &str, events: &Eve
     if let Some(reason) = failure.lock().expect("no one panics while holding it").take() {
         return Err(Error::new(ErrorKind::Failed, format!("cannot build `{reference}`")).caused_by(reason));
     }
-    taken.map_err(|error| daemon::error(format!("the Docker daemon did not take the image `{reference}`"), error))
+    taken.map_err(|error| failed(&format!("load the image `{reference}` into Docker"), error))
 }
 
 /// Hands what is written to the connection, which pulls it at its own pace.
@@ -215,7 +213,7 @@ async fn remove_replaced(docker: &Docker, old: &Image, events: &Events) {
     match docker.remove_image(&old.id, None::<RemoveImageOptions>, None).await {
         Ok(_) => events.detail(format!("Removed the image that it replaces ({})", old.id)),
         Err(error) => {
-            events.detail(format!("The image that it replaces stays ({}): {}", old.id, daemon::words(&error)));
+            events.detail(format!("The image that it replaces stays ({}): {}", old.id, errors::words(&error)));
         }
     }
 }

@@ -1,0 +1,140 @@
+//! Several tfdevs at once, and tfdevs that are killed (`ARCHITECTURE.md` § What must always hold, 3 and 4;
+//! `FAILURES.md` § Readiness and § "Ports, names, volumes, resources").
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use rand::rngs::ChaCha8Rng;
+use rand::{RngExt, SeedableRng};
+use serde_json::json;
+
+use crate::support::{TestEnv, finish, one, start, until};
+
+const UP: [&str; 4] = ["up", "--json", "--dataset", "small"];
+
+#[test]
+fn twenty_ups_at_once_make_one_server_and_seed_it_once() {
+    let Some(env) = TestEnv::docker() else { return };
+    let running: Vec<_> = (0..20).map(|_| start(env.command(&UP))).collect();
+    let reports: Vec<_> = running.into_iter().map(|running| finish(running).ok().json()).collect();
+    for (key, times) in [("created", 1), ("started", 1)] {
+        assert_eq!(reports.iter().filter(|report| report[key] == json!(true)).count(), times, "{key}");
+    }
+    assert_eq!(reports.iter().filter(|report| report["seed"]["applied"] == json!(true)).count(), 1);
+    assert_eq!(reports.iter().map(|report| report["url"].to_string()).collect::<BTreeSet<_>>().len(), 1);
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    assert_eq!(env.in_docker().len(), 2, "one container, one volume: {:?}", env.in_docker());
+}
+
+#[test]
+fn ten_projects_at_once_get_ten_ports() {
+    let Some(env) = TestEnv::docker() else { return };
+    let folders: Vec<_> = (0..10).map(|number| env.other_project(&format!("p{number}"))).collect();
+    let running: Vec<_> = folders.iter().map(|folder| start(env.command_in(folder, &UP))).collect();
+    let reports: Vec<_> = running.into_iter().map(|running| finish(running).ok().json()).collect();
+    let ports: BTreeSet<_> = reports.iter().map(|report| report["port"].as_u64().unwrap()).collect();
+    assert_eq!(ports.len(), 10, "{ports:?}");
+    for report in &reports {
+        assert_eq!(one(report["url"].as_str().unwrap(), "SELECT count(*) FROM tasks"), "50");
+    }
+}
+
+#[test]
+fn ups_killed_among_others_harm_nobody() {
+    let Some(env) = TestEnv::docker() else { return };
+    let seed = 15;
+    println!("random sequence {seed}");
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let begin = Instant::now();
+    let mut running: Vec<_> = (0..20).map(|_| start(env.command(&UP))).collect();
+    let mut kills: Vec<_> =
+        (0..10).map(|number| (Duration::from_millis(random.random_range(0..2500)), 2 * number)).collect();
+    kills.sort();
+    for (moment, number) in kills {
+        until("the moment of a kill", || (begin.elapsed() >= moment).then_some(()));
+        // One that is done already is simply none of the killed ones.
+        let _ = running[number].child.kill();
+    }
+    for (number, running) in running.into_iter().enumerate() {
+        let outcome = finish(running);
+        if number % 2 == 1 {
+            outcome.ok();
+        }
+    }
+    env.up();
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    assert_eq!(env.in_docker().len(), 2, "{:?}", env.in_docker());
+}
+
+#[test]
+fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one() {
+    let Some(env) = TestEnv::docker() else { return };
+    let first = finish(start(env.command(&UP))).ok();
+    env.run(&["destroy", "--yes"]).ok();
+    let seed = 5432;
+    println!("random sequence {seed}");
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let points = 12;
+    for point in 0..points {
+        // One point in each twelfth of the time that an undisturbed run takes.
+        let part = (f64::from(point) + random.random::<f64>()) / f64::from(points);
+        let moment = first.elapsed.mul_f64(part);
+        let mut running = start(env.command(&UP));
+        let begin = Instant::now();
+        until("the moment of the kill", || {
+            (begin.elapsed() >= moment || running.child.try_wait().unwrap().is_some()).then_some(())
+        });
+        let _ = running.child.kill();
+        finish(running);
+        let next = env.run(&UP);
+        assert!(next.status.success(), "killed after {moment:?} of {:?}: {}", first.elapsed, next.stderr);
+        assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50", "killed after {moment:?}");
+        assert_eq!(env.in_docker().len(), 2, "killed after {moment:?}: {:?}", env.in_docker());
+        env.run(&["destroy", "--yes"]).ok();
+    }
+}
+
+#[test]
+fn ctrl_c_ends_with_130_and_the_next_up_goes_on() {
+    let Some(env) = TestEnv::docker() else { return };
+    let running = start(env.command(&UP));
+    until("the container of the first run", || (!env.in_docker().is_empty()).then_some(()));
+    let interrupt = std::process::Command::new("kill").args(["-INT", &running.child.id().to_string()]).status();
+    assert!(interrupt.unwrap().success());
+    let outcome = finish(running).exits(130);
+    assert_eq!(outcome.json_error()["kind"], json!("interrupted"));
+    env.up();
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+}
+
+#[test]
+fn down_and_destroy_wait_for_an_up_that_is_at_work() {
+    let Some(env) = TestEnv::docker() else { return };
+    let running = start(env.command(&UP));
+    until("the container of the first run", || (!env.in_docker().is_empty()).then_some(()));
+    let down = env.run(&["down", "--json"]).ok();
+    let up = finish(running).ok().json();
+    assert_eq!(up["state"], json!("running"));
+    assert_eq!(down.json()["instances"][0]["changed"], json!(true));
+    assert_eq!(env.state(), "stopped");
+
+    let running = start(env.command(&UP));
+    until("the second run at work", || (env.state() != "stopped").then_some(()));
+    env.run(&["destroy", "--yes"]).ok();
+    finish(running);
+    assert_eq!(env.in_docker(), Vec::<String>::new());
+}
+
+#[test]
+fn a_lock_that_is_held_too_long_is_a_conflict() {
+    let Some(env) = TestEnv::docker() else { return };
+    env.up();
+    let lock = std::fs::File::options().write(true).open(env.instance_dir().with_extension("lock")).unwrap();
+    lock.lock().unwrap();
+    for command in [&["up"] as &[&str], &["down"], &["destroy", "--yes"]] {
+        env.run(&[command, &["--timeout", "1"]].concat()).exits(6);
+    }
+    assert_eq!(env.state(), "running", "who only looks needs no lock");
+    lock.unlock().unwrap();
+    env.run(&["down", "--timeout", "30"]).ok();
+}

@@ -1,0 +1,251 @@
+//! A place of its own for each test: home, state, project; and the removal of all that the test made in Docker.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{Outcome, docker, finish, start};
+
+/// Variables that are passed on: what programs need to be found, and what test coverage needs.
+const KEPT: [&str; 2] = ["PATH", "LLVM_PROFILE_FILE"];
+
+/// Folders of a test, and the program's surroundings. All keys of its projects begin with [`TestEnv::id`], by which
+/// everything in Docker is removed at the end.
+pub(crate) struct TestEnv {
+    root: TempDir,
+    /// What the names of all projects of this test begin with.
+    pub(crate) id: String,
+    /// The test's project, which holds nothing at first.
+    pub(crate) project: PathBuf,
+    image: Option<String>,
+}
+
+impl TestEnv {
+    /// A place for a test that needs no Docker.
+    pub(crate) fn new() -> Self {
+        Self::with(None)
+    }
+
+    fn with(image: Option<String>) -> Self {
+        let root = TempDir::new().unwrap();
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let id = format!("tftest{}", &unique[..10]);
+        let project = root.path().join(&id);
+        for folder in [project.as_path(), &root.path().join("home")] {
+            std::fs::create_dir_all(folder).unwrap();
+        }
+        let project = project.canonicalize().unwrap();
+        Self { root, id, project, image }
+    }
+
+    /// A place for a test that needs Docker and an image; `None`, after one clear line, if there is none.
+    pub(crate) fn docker() -> Option<Self> {
+        match image() {
+            Ok(image) => Some(Self::with(Some(image))),
+            Err(reason) => {
+                assert!(variable("TFDEV_REQUIRE_DOCKER").is_none_or(|value| value != "1"), "needs Docker: {reason}");
+                let thread = std::thread::current();
+                #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+                {
+                    eprintln!("skipped: needs Docker: {} ({reason})", thread.name().unwrap_or_default());
+                }
+                None
+            }
+        }
+    }
+
+    /// As [`TestEnv::docker`], with this `tfdev.toml`.
+    pub(crate) fn docker_with(file: &str) -> Option<Self> {
+        let env = Self::docker()?;
+        env.write("tfdev.toml", file);
+        Some(env)
+    }
+
+    /// The program with `arguments`, in the test's project.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        self.command_in(&self.project, arguments)
+    }
+
+    /// The program with `arguments`, in `folder`.
+    pub(crate) fn command_in(&self, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tfdev"));
+        let home = self.root.path().join("home");
+        command.args(arguments).current_dir(folder).env_clear();
+        command.envs(KEPT.iter().filter_map(|name| Some((*name, variable(name)?))));
+        command.env("HOME", &home).env("LC_ALL", "C");
+        for (name, folder) in [("CONFIG", "config"), ("CACHE", "cache"), ("STATE", "state"), ("DATA", "data")] {
+            command.env(format!("XDG_{name}_HOME"), home.join(folder));
+        }
+        command.env("TFDEV_STATE_DIR", self.state_dir()).env("TFDEV_CACHE_DIR", cache_dir());
+        if let Some(image) = &self.image {
+            command.env("TFDEV_IMAGE", image);
+        }
+        command
+    }
+
+    /// Runs the program in the test's project.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Outcome {
+        finish(start(self.command(arguments)))
+    }
+
+    /// Runs the program in `folder`.
+    pub(crate) fn run_in(&self, folder: &Path, arguments: &[&str]) -> Outcome {
+        finish(start(self.command_in(folder, arguments)))
+    }
+
+    /// `up` with few rows; it must succeed.
+    #[track_caller]
+    pub(crate) fn up(&self) -> Value {
+        self.run(&["up", "--json", "--dataset", "small"]).ok().json()
+    }
+
+    /// The connection URL of the running instance `dev`.
+    #[track_caller]
+    pub(crate) fn url(&self) -> String {
+        self.run(&["url"]).ok().stdout.trim().to_owned()
+    }
+
+    /// The state that `status` tells.
+    #[track_caller]
+    pub(crate) fn state(&self) -> String {
+        self.run(&["status", "--json"]).ok().json()["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Another project folder of this test: `below/<id>`.
+    pub(crate) fn other_project(&self, below: &str) -> PathBuf {
+        let folder = self.root.path().join(below).join(&self.id);
+        std::fs::create_dir_all(&folder).unwrap();
+        folder.canonicalize().unwrap()
+    }
+
+    /// Writes a file of the project.
+    pub(crate) fn write(&self, path: &str, text: impl AsRef<[u8]>) {
+        let path = self.project.join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    /// Writes the user's own configuration file.
+    pub(crate) fn write_user_file(&self, text: &str) {
+        let folder = self.root.path().join("home/config/tfdev");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("tfdev.toml"), text).unwrap();
+    }
+
+    /// A folder of the test that is no project.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    /// The folder of records and passwords.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.root.path().join("tfdev-state")
+    }
+
+    /// The folder of the record and passwords of the instance `dev`, which was made before.
+    #[track_caller]
+    pub(crate) fn instance_dir(&self) -> PathBuf {
+        let projects = self.state_dir().join("projects");
+        let mut found = std::fs::read_dir(&projects).unwrap().map(|entry| entry.unwrap().path().join("dev"));
+        let folder = found.next().unwrap();
+        assert!(found.next().is_none(), "more than one project in {}", projects.display());
+        folder
+    }
+
+    /// The password in the file `<role>.password` of the instance `dev`.
+    #[track_caller]
+    pub(crate) fn password(&self, role: &str) -> String {
+        let file = self.instance_dir().join(format!("{role}.password"));
+        std::fs::read_to_string(file).unwrap().trim().to_owned()
+    }
+
+    /// The superuser's connection URL to `database`.
+    #[track_caller]
+    pub(crate) fn superuser_url(&self, port: &Value, database: &str) -> String {
+        format!("postgres://postgres:{}@127.0.0.1:{port}/{database}", self.password("superuser"))
+    }
+
+    /// Whether this test may use Docker.
+    pub(crate) fn has_docker(&self) -> bool {
+        self.image.is_some()
+    }
+
+    /// The image that this test's servers run.
+    pub(crate) fn image(&self) -> &str {
+        self.image.as_deref().unwrap()
+    }
+
+    /// A value as `config show` has it: value and origin.
+    #[track_caller]
+    pub(crate) fn settled(&self, key: &str) -> (String, String) {
+        let listing = self.run(&["config", "show", "--json"]).ok().json();
+        let row = listing.as_array().unwrap().iter().find(|row| row["key"] == key).unwrap();
+        let text = |part: &str| row[part].as_str().unwrap().to_owned();
+        (text("value"), text("origin"))
+    }
+
+    /// The name of the container that the instance `dev` has or is to have.
+    #[track_caller]
+    pub(crate) fn container_name(&self) -> String {
+        format!("tfdev-{}-dev", self.settled("project").0)
+    }
+
+    /// Names of the containers and volumes that this test has in Docker.
+    pub(crate) fn in_docker(&self) -> Vec<String> {
+        let containers = docker::listed(&["ps", "--all", "--format", "{{.Names}}", "--filter", docker::OURS]);
+        let volumes = docker::listed(&["volume", "ls", "--format", "{{.Name}}", "--filter", docker::OURS]);
+        containers.into_iter().chain(volumes).filter(|name| name.contains(&self.id)).collect()
+    }
+}
+
+impl Drop for TestEnv {
+    fn drop(&mut self) {
+        if self.image.is_some() {
+            docker::remove_all(&self.id);
+        }
+    }
+}
+
+/// Cached data folders, kept from run to run: a newer image has another name in there.
+fn cache_dir() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("tfdev-test-cache")
+}
+
+/// The image for the tests, made sure of once a run; or why there is none.
+fn image() -> Result<String, String> {
+    static IMAGE: OnceLock<Result<String, String>> = OnceLock::new();
+    IMAGE.get_or_init(ensure_image).clone()
+}
+
+/// nextest runs each test in a process of its own, so what was found out stands in a file with the run's name.
+fn ensure_image() -> Result<String, String> {
+    docker::is_there()?;
+    let folder = cache_dir();
+    std::fs::create_dir_all(&folder).unwrap();
+    let lock = File::create(folder.join("image.lock")).unwrap();
+    lock.lock().unwrap();
+    let run = variable("NEXTEST_RUN_ID").unwrap_or_else(|| std::process::id().to_string());
+    let known = folder.join("image-of-this-run");
+    if let Some((known_run, image)) = std::fs::read_to_string(&known).unwrap_or_default().split_once(' ') {
+        if known_run == run {
+            return Ok(image.to_owned());
+        }
+    }
+    let outcome = TestEnv::new().run(&["image", "ensure", "--json"]);
+    if !outcome.status.success() {
+        return Err(format!("`tfdev image ensure` failed: {}", outcome.stderr.trim()));
+    }
+    let image = outcome.json()[0]["reference"].as_str().unwrap().to_owned();
+    std::fs::write(known, format!("{run} {image}")).unwrap();
+    Ok(image)
+}
+
+/// A variable of the test run.
+#[expect(clippy::disallowed_methods, reason = "the tests' own surroundings, apart from Settings")]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}

@@ -1,0 +1,28 @@
+//! What all tests share: a place of their own ([`TestEnv`]), Docker's command line ([`docker`]), SQL ([`query`]), and
+//! waiting for a condition ([`until`]).
+
+pub(crate) mod docker;
+mod environment;
+mod outcome;
+mod sql;
+
+pub(crate) use environment::TestEnv;
+pub(crate) use outcome::{Outcome, finish, start};
+pub(crate) use sql::{one, query, try_query};
+
+use std::time::{Duration, Instant};
+
+/// How long a test waits for something that is to happen.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `condition` gives a value; `what` names it if it never does.
+pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,33 @@
+//! SQL over TCP with sqlx: an ordinary client, as an application would be.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection, Row, ValueRef};
+
+/// The first column of all rows, as text; the login and the statement must succeed.
+#[track_caller]
+pub(crate) fn query(url: &str, sql: &str) -> Vec<String> {
+    try_query(url, sql).unwrap_or_else(|error| panic!("{sql}: {error}"))
+}
+
+/// The one value that `sql` gives, as text.
+#[track_caller]
+pub(crate) fn one(url: &str, sql: &str) -> String {
+    let mut rows = query(url, sql);
+    assert_eq!(rows.len(), 1, "{sql}");
+    rows.remove(0)
+}
+
+/// The first column of all rows, as text; `NULL` for what is null.
+pub(crate) fn try_query(url: &str, sql: &str) -> Result<Vec<String>, sqlx::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await?;
+        let rows = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_all(&mut connection).await?;
+        connection.close().await?;
+        let texts = rows.iter().map(|row| {
+            let value = row.try_get_raw(0)?;
+            Ok(if value.is_null() { "NULL".to_owned() } else { value.as_str().unwrap().to_owned() })
+        });
+        texts.collect()
+    })
+}
