@@ -14,6 +14,7 @@ pub mod errors;
 pub mod exec;
 pub mod labels;
 pub mod ports;
+mod room;
 mod start;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -217,7 +218,8 @@ impl Container {
         if self.is_paused() {
             (State::Unhealthy, Some("the container is paused".to_owned()))
         } else if state.running.unwrap_or_default() {
-            (State::Starting, None)
+            let killed = "a process of the server was killed because the container needed more memory than its limit";
+            (State::Starting, state.oom_killed.unwrap_or_default().then(|| killed.to_owned()))
         } else if state.oom_killed.unwrap_or_default() {
             (State::Crashed, Some("it needed more memory than its limit".to_owned()))
         } else if code != 0 {

@@ -3,6 +3,8 @@
 //! What must hold: each step can be the last one before a kill, and the next call goes on from there. The volume is
 //! filled only while no server has ever run on it, which its own contents prove.
 
+use std::path::Path;
+
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
     ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
@@ -14,7 +16,7 @@ use tokio::sync::mpsc;
 
 use super::cluster::{Cluster, MARKER};
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels, ports};
+use super::{Container, DockerEngine, container, labels, ports, room};
 use crate::config::PortChoice;
 use crate::engine::{StartRequest, Started};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -160,7 +162,11 @@ impl DockerEngine {
     async fn create_volume(&self, request: &StartRequest) -> Result<()> {
         let body = container::volume(&self.instance, request.id, &request.spec);
         let name = self.instance.volume_name();
-        self.docker().create_volume(body).await.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
+        let made = self.docker().create_volume(body).await;
+        let made = made.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
+        if self.connection.endpoint.is_local() {
+            room::check(Path::new(&made.mountpoint))?;
+        }
         // Another user of the same daemon may have made one of the same name in the meantime.
         self.volume().await?;
         Ok(())
