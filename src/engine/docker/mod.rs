@@ -203,6 +203,12 @@ impl Container {
         self.state.running.unwrap_or_default() && !self.state.paused.unwrap_or_default()
     }
 
+    /// Whether its process was ever started.
+    fn has_run(&self) -> bool {
+        // The engine writes the year 1 for "never".
+        self.state.started_at.as_deref().is_some_and(|at| !at.starts_with("0001-"))
+    }
+
     fn is_paused(&self) -> bool {
         self.state.paused.unwrap_or_default()
     }
@@ -276,8 +282,7 @@ impl Engine for DockerEngine {
     async fn check_alive(&self) -> Result<()> {
         let name = self.instance.container_name();
         match self.container().await? {
-            Some(container) if container.state.running.unwrap_or_default() => Ok(()),
-            Some(container) => Err(self.ended(&name, &container.state).await),
+            Some(container) => self.check_alive_now(&container).await,
             None => Err(Error::failed(format!("the container `{name}` was removed while tfdev waited for it"))
                 .hint("run `tfdev up` again")),
         }
