@@ -7,7 +7,7 @@ use crate::support::{TestEnv, finish, start};
 
 /// The blocks of the tour in the language `language`, one after the other.
 fn blocks(language: &str) -> String {
-    let readme = include_str!("../README.md");
+    let readme = include_str!("../../README.md");
     let tour = readme.split("\n## ").find(|section| section.starts_with("Tour\n")).unwrap();
     let fence = format!("```{language}\n");
     tour.split(&fence).skip(1).map(|block| block.split("```").next().unwrap()).collect()
