@@ -3,6 +3,7 @@
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
+//! - `readme` runs the README's tour.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
 //! each other and as other tfdevs of this machine; and without Docker each test that needs it says so in one line.
@@ -12,4 +13,6 @@
 mod cli;
 mod contract;
 mod faults;
+#[cfg(unix)]
+mod readme;
 mod support;
