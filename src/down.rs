@@ -80,7 +80,7 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
         if !all && observed.state == engine::State::Absent {
             return Err(instance.not_found());
         }
-        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.volume.is_some() });
+        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.parts.has_data() });
     }
     Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use crate::config::Settings;
-use crate::engine::{self, EngineKind, Observed, State};
+use crate::engine::{self, EngineKind, Observed, Parts, State};
 use crate::error::{Context, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
@@ -39,12 +39,11 @@ pub struct StatusReport {
     pub created: bool,
     /// Always false: `status` starts nothing.
     pub started: bool,
-    /// The container's name.
-    pub container: Option<String>,
-    /// The volume's name.
-    pub volume: Option<String>,
-    /// The image as people name it.
-    pub image: Option<String>,
+    /// What the instance is made of: the keys `container`, `volume`, `image` and `data_dir`.
+    #[serde(flatten)]
+    pub parts: Parts,
+    /// Whether the engine holds the server to the profile's limits on memory and processor time.
+    pub limits_enforced: bool,
     /// The host on which the server answers.
     pub host: Option<String>,
     /// The port on which the server answers.
@@ -132,9 +131,8 @@ impl StatusReport {
             reason: observed.reason.clone(),
             created: false,
             started: false,
-            container: observed.container.clone(),
-            volume: observed.volume.clone(),
-            image: observed.image.clone(),
+            parts: observed.parts.clone(),
+            limits_enforced: observed.limits_enforced,
             host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
             port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
             database: settings.database.name.value.clone(),

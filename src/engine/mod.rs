@@ -4,9 +4,12 @@
 //! What must hold: an engine touches only what carries the instance's label; it undoes only what the same call made,
 //! and never the data; and each call can be killed at any point and simply made again.
 
+pub mod cluster;
 pub mod docker;
+pub mod ports;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -83,6 +86,27 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// What an instance is made of, under the names by which other tools find it. What an engine has no such thing of is
+/// `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Parts {
+    /// The container's name, if there is one.
+    pub container: Option<String>,
+    /// The volume's name, if the data lives in one.
+    pub volume: Option<String>,
+    /// The image as people name it.
+    pub image: Option<String>,
+    /// The data folder, if it is a folder of this machine.
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Parts {
+    /// Whether there is data that outlives the server.
+    pub fn has_data(&self) -> bool {
+        self.volume.is_some() || self.data_dir.is_some()
+    }
+}
+
 /// What an engine sees of an instance. `state` is [`State::Starting`] for any live process: only a login tells more.
 #[derive(Debug, Clone)]
 pub struct Observed {
@@ -94,14 +118,12 @@ pub struct Observed {
     pub spec_hash: Option<String>,
     /// The profile that the server was made with.
     pub profile: Option<String>,
-    /// The image as people name it.
-    pub image: Option<String>,
     /// Where the server answers, if it runs.
     pub endpoint: Option<Endpoint>,
-    /// The container's name, if there is one.
-    pub container: Option<String>,
-    /// The volume's name, if the data lives in one.
-    pub volume: Option<String>,
+    /// What it is made of.
+    pub parts: Parts,
+    /// Whether the engine holds the server to the profile's limits on memory and processor time.
+    pub limits_enforced: bool,
     /// Why the server is not running, in words.
     pub reason: Option<String>,
 }
@@ -117,6 +139,8 @@ pub struct Started {
     pub endpoint: Endpoint,
     /// The superuser's password that a data folder made by this call has until it gets its own.
     pub first_password: Option<Password>,
+    /// What the instance is made of.
+    pub parts: Parts,
 }
 
 /// What a program that ran beside the server left.

@@ -26,8 +26,11 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     if let Some(profile) = &report.profile {
         row("profile", profile)?;
     }
-    if let Some(image) = &report.image {
+    if let Some(image) = &report.parts.image {
         row("image", image)?;
+    }
+    if let Some(folder) = &report.parts.data_dir {
+        row("data folder", &folder.display().to_string())?;
     }
     if let (Some(host), Some(port)) = (&report.host, report.port) {
         row("endpoint", &format!("{host}:{port}, database {}, role {}", report.database, report.user))?;

@@ -12,11 +12,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::cluster::{Cluster, MARKER};
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels, ports};
+use super::{Container, DockerEngine, container, labels};
 use crate::config::PortChoice;
-use crate::engine::{StartRequest, Started};
+use crate::engine::cluster::{Cluster, MARKER};
+use crate::engine::{StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::Password;
 use crate::profile::DataPlacement;
@@ -361,7 +361,7 @@ impl DockerEngine {
                 "look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`"
             )));
         };
-        Ok(Started { created, started, endpoint: self.endpoint(port), first_password })
+        Ok(Started { created, started, endpoint: self.endpoint(port), first_password, parts: self.parts(&found) })
     }
 
     async fn check_alive_now(&self, found: &Container) -> Result<()> {
