@@ -29,6 +29,8 @@ pub struct StatusReport {
     pub instance: String,
     /// What runs the server.
     pub engine: EngineKind,
+    /// Why it is that engine.
+    pub engine_reason: String,
     /// The settings that the server was made with.
     pub profile: Option<String>,
     /// What the server is doing.
@@ -87,10 +89,10 @@ pub struct Connections {
 /// Looks at the settled instance.
 pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport> {
     let instance = Instance::of(settings);
-    let engine = engine::choose(settings, &instance, events).await?;
+    let engine::Chosen { engine, reason } = engine::choose(settings, &instance, events).await?;
     let observed = engine.observe().await?;
     let record = InstanceRecord::read(&instance, events)?;
-    let mut report = StatusReport::of(settings, &instance, engine.kind(), &observed, record.as_ref());
+    let mut report = StatusReport::of(settings, &instance, (engine.kind(), reason), &observed, record.as_ref());
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
@@ -117,7 +119,7 @@ impl StatusReport {
     fn of(
         settings: &Settings,
         instance: &Instance,
-        engine: EngineKind,
+        (engine, engine_reason): (EngineKind, String),
         observed: &Observed,
         record: Option<&InstanceRecord>,
     ) -> Self {
@@ -126,6 +128,7 @@ impl StatusReport {
             project: instance.project.clone(),
             instance: instance.name.clone(),
             engine,
+            engine_reason,
             profile: observed.profile.clone(),
             state: observed.state,
             reason: observed.reason.clone(),

@@ -127,7 +127,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let inputs = Inputs::read(settings, InstanceRecord::read(&instance, events)?.as_ref())?;
     let timeout = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
-    let engine = engine::choose(settings, &instance, events).await?;
+    let engine = engine::choose_for_up(settings, &instance, events).await?.engine;
     let observed = engine.observe().await?;
     let (id, mut record) = recall(&instance, engine.kind(), &observed, events)?;
     let passwords = Passwords::of(&instance, events)?;

@@ -4,9 +4,14 @@
 //! What must hold: an engine touches only what carries the instance's label; it undoes only what the same call made,
 //! and never the data; and each call can be killed at any point and simply made again.
 
+mod choice;
 pub mod cluster;
 pub mod docker;
+#[cfg(unix)]
+pub mod native;
 pub mod ports;
+
+pub use choice::{Chosen, choose, choose_for_up};
 
 use std::fmt;
 use std::path::PathBuf;
@@ -15,10 +20,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::config::{EngineChoice, Setting, Settings};
-use crate::error::{Error, ErrorKind, Result};
-use crate::event::Events;
-use crate::instance::{Instance, Password};
+use crate::config::{EngineChoice, Setting};
+use crate::error::{Error, Result};
+use crate::instance::Password;
 use crate::spec::ServerSpec;
 use crate::tls::ServerCertificate;
 
@@ -28,12 +32,15 @@ use crate::tls::ServerCertificate;
 pub enum EngineKind {
     /// A container through the Docker API.
     Docker,
+    /// PostgreSQL 15 programs of this machine.
+    Native,
 }
 
 impl fmt::Display for EngineKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Docker => "docker",
+            Self::Native => "native",
         })
     }
 }
@@ -42,6 +49,7 @@ impl From<EngineKind> for EngineChoice {
     fn from(kind: EngineKind) -> Self {
         match kind {
             EngineKind::Docker => Self::Docker,
+            EngineKind::Native => Self::Native,
         }
     }
 }
@@ -238,19 +246,4 @@ pub trait Engine: Send + Sync {
 /// Waits, for at most `limit`, until what a dropped call left behind is cleaned up.
 pub async fn settle(limit: Duration) {
     docker::cleanup::settle(limit).await;
-}
-
-/// The engine for `instance`.
-pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Box<dyn Engine>> {
-    match settings.engine.value {
-        EngineChoice::Auto | EngineChoice::Docker => {
-            let timeout = Duration::from_secs(settings.timeout_seconds.value);
-            let connection = docker::connect::connect(&settings.docker, timeout, events).await?;
-            Ok(Box::new(docker::DockerEngine::new(connection, instance.clone(), settings, events.clone())))
-        }
-        EngineChoice::Native | EngineChoice::External => {
-            Err(Error::new(ErrorKind::NoEngine, "this version of tfdev has the docker engine only")
-                .hint(format!("`{}` asks for another one; use `--engine docker`", settings.engine.origin)))
-        }
-    }
 }

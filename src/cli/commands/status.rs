@@ -22,7 +22,10 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     row("instance", &format!("{} of {}", report.instance, report.project))?;
     let reason = report.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     row("state", &format!("{}{reason}", report.state))?;
-    row("engine", &report.engine.to_string())?;
+    row("engine", &format!("{} ({})", report.engine, report.engine_reason))?;
+    if !report.limits_enforced {
+        row("limits", "memory and processor time are not limited by this engine")?;
+    }
     if let Some(profile) = &report.profile {
         row("profile", profile)?;
     }

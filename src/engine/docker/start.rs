@@ -125,7 +125,7 @@ impl DockerEngine {
             }
             match self.start_container().await {
                 Ok(()) => {
-                    self.say_port(request, port);
+                    ports::say(request, port, &self.events);
                     let created = created || first_password.is_some() || !volume;
                     return self.started(created, true, first_password).await;
                 }
@@ -144,17 +144,7 @@ impl DockerEngine {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Conflict, "none of the ports that tfdev would use is free")
-            .hint("name a free one with `port` in the section `[database]` of tfdev.toml"))
-    }
-
-    /// Says which port it became if that is not what a person would guess.
-    fn say_port(&self, request: &StartRequest, port: u16) {
-        let usual = request.last_port.unwrap_or(ports::PREFERRED);
-        if request.spec.port == PortChoice::Auto && port != usual {
-            self.events
-                .note(format!("Port {usual} is taken by something else, so this instance has port {port} from now on"));
-        }
+        Err(ports::none_free())
     }
 
     async fn create_volume(&self, request: &StartRequest) -> Result<()> {
