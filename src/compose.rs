@@ -6,7 +6,8 @@
 use std::fmt::Write;
 
 use crate::config::{PortChoice, Settings};
-use crate::engine::docker::{container, ports};
+use crate::engine::docker::container;
+use crate::engine::ports;
 use crate::error::Result;
 use crate::event::Events;
 use crate::image;

@@ -73,14 +73,14 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
     for instance in &instances {
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "down", limit, events).await?;
-        let engine = engine::choose(settings, instance, events).await?;
+        let engine = engine::choose(settings, instance, events).await?.engine;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
         let observed = engine.observe().await?;
         if !all && observed.state == engine::State::Absent {
             return Err(instance.not_found());
         }
-        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.volume.is_some() });
+        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.parts.has_data() });
     }
     Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
 }
@@ -92,7 +92,7 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
     for instance in &instances {
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
-        let engine = engine::choose(settings, instance, events).await?;
+        let engine = engine::choose(settings, instance, events).await?.engine;
         events.started(format!("Removing {}", instance.container_name()));
         let removed = engine.destroy().await?;
         instance.remove_state_dir()?;

@@ -108,7 +108,7 @@ pub fn not_ours(expected: Uuid, found: Uuid) -> Error {
         ErrorKind::Refused,
         format!("the server that answers carries the identity {found}, and this instance is {expected}"),
     )
-    .hint("nothing was written; `docker ps` shows what is published on the port")
+    .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
 }
 
 /// One transaction: marker, passwords and role. A plain `DO` body has no parameters, so everything is quoted.

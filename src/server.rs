@@ -156,7 +156,7 @@ impl Running {
     /// Finds the running instance; an error with the way to start it if it does not run.
     pub async fn find(settings: &Settings, events: &Events) -> Result<Self> {
         let instance = Instance::of(settings);
-        let engine = engine::choose(settings, &instance, events).await?;
+        let engine = engine::choose(settings, &instance, events).await?.engine;
         let observed = engine.observe().await?;
         let record = InstanceRecord::read(&instance, events)?;
         if observed.state == State::Absent {
@@ -210,7 +210,7 @@ pub async fn prove(connection: &mut PgConnection, record: &InstanceRecord) -> Re
             ErrorKind::Refused,
             format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
         )
-        .hint("nothing was written; `docker ps` shows what is published on the port")),
+        .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")),
         _ => Ok(()),
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 
 use crate::config::Settings;
-use crate::engine::{self, EngineKind, Observed, State};
+use crate::engine::{self, EngineKind, Observed, Parts, State};
 use crate::error::{Context, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
@@ -29,6 +29,8 @@ pub struct StatusReport {
     pub instance: String,
     /// What runs the server.
     pub engine: EngineKind,
+    /// Why it is that engine.
+    pub engine_reason: String,
     /// The settings that the server was made with.
     pub profile: Option<String>,
     /// What the server is doing.
@@ -39,12 +41,11 @@ pub struct StatusReport {
     pub created: bool,
     /// Always false: `status` starts nothing.
     pub started: bool,
-    /// The container's name.
-    pub container: Option<String>,
-    /// The volume's name.
-    pub volume: Option<String>,
-    /// The image as people name it.
-    pub image: Option<String>,
+    /// What the instance is made of: the keys `container`, `volume`, `image` and `data_dir`.
+    #[serde(flatten)]
+    pub parts: Parts,
+    /// Whether the engine holds the server to the profile's limits on memory and processor time.
+    pub limits_enforced: bool,
     /// The host on which the server answers.
     pub host: Option<String>,
     /// The port on which the server answers.
@@ -88,10 +89,10 @@ pub struct Connections {
 /// Looks at the settled instance.
 pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport> {
     let instance = Instance::of(settings);
-    let engine = engine::choose(settings, &instance, events).await?;
+    let engine::Chosen { engine, reason } = engine::choose(settings, &instance, events).await?;
     let observed = engine.observe().await?;
     let record = InstanceRecord::read(&instance, events)?;
-    let mut report = StatusReport::of(settings, &instance, engine.kind(), &observed, record.as_ref());
+    let mut report = StatusReport::of(settings, &instance, (engine.kind(), reason), &observed, record.as_ref());
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
@@ -118,7 +119,7 @@ impl StatusReport {
     fn of(
         settings: &Settings,
         instance: &Instance,
-        engine: EngineKind,
+        (engine, engine_reason): (EngineKind, String),
         observed: &Observed,
         record: Option<&InstanceRecord>,
     ) -> Self {
@@ -127,14 +128,14 @@ impl StatusReport {
             project: instance.project.clone(),
             instance: instance.name.clone(),
             engine,
+            engine_reason,
             profile: observed.profile.clone(),
             state: observed.state,
             reason: observed.reason.clone(),
             created: false,
             started: false,
-            container: observed.container.clone(),
-            volume: observed.volume.clone(),
-            image: observed.image.clone(),
+            parts: observed.parts.clone(),
+            limits_enforced: observed.limits_enforced,
             host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
             port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
             database: settings.database.name.value.clone(),

@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::checks;
 use crate::config::Settings;
-use crate::engine::{self, Engine, EngineKind, Observed, StartRequest, Started, State};
+use crate::engine::{self, Engine, EngineKind, Observed, Parts, StartRequest, Started, State};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceLock, InstanceRecord, Password};
@@ -44,12 +44,9 @@ pub struct UpReport {
     pub created: bool,
     /// Whether the server was started by this call.
     pub started: bool,
-    /// The container's name.
-    pub container: Option<String>,
-    /// The volume's name.
-    pub volume: Option<String>,
-    /// The image as people name it.
-    pub image: Option<String>,
+    /// What the instance is made of: the keys `container`, `volume`, `image` and `data_dir`.
+    #[serde(flatten)]
+    pub parts: Parts,
     /// The host on which the server answers.
     pub host: String,
     /// The port on which the server answers.
@@ -130,11 +127,11 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let inputs = Inputs::read(settings, InstanceRecord::read(&instance, events)?.as_ref())?;
     let timeout = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
-    let engine = engine::choose(settings, &instance, events).await?;
+    let engine = engine::choose_for_up(settings, &instance, events).await?.engine;
     let observed = engine.observe().await?;
     let (id, mut record) = recall(&instance, engine.kind(), &observed, events)?;
     let passwords = Passwords::of(&instance, events)?;
-    let last = observed.image.as_deref().or(record.image.as_deref());
+    let last = observed.parts.image.as_deref().or(record.image.as_deref());
     let source = engine.source(settings.image.as_ref(), last).await?;
     if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
         events.warning(reason.clone());
@@ -154,7 +151,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let starting = Instant::now();
     let started = engine.start(&request).await?;
     record.port = Some(started.endpoint.port);
-    record.image = Some(source.name.clone());
+    record.image.clone_from(&started.parts.image);
     record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
     let server = Server::new(settings, started.endpoint.clone(), passwords, record.root_cert.clone());
     let run = Run { instance: &instance, id, engine: engine.as_ref(), server: &server, events, timeout };
@@ -195,9 +192,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         state: State::Running,
         created: started.created,
         started: started.started,
-        container: Some(instance.container_name()),
-        volume: (request.spec.data == DataPlacement::Volume).then(|| instance.volume_name()),
-        image: Some(source.name),
+        parts: started.parts,
         host: server.endpoint.host.clone(),
         port: server.endpoint.port,
         database: server.database.clone(),

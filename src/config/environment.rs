@@ -27,6 +27,8 @@ pub struct Environment {
     pub cache_dir: Setting<PathBuf>,
     /// What decides which Docker daemon is used.
     pub docker: DockerEnvironment,
+    /// `PATH`.
+    pub search_path: Option<OsString>,
     /// `NO_COLOR` is set and not empty.
     pub no_color: bool,
 }
@@ -60,7 +62,8 @@ impl Environment {
             runtime_dir: path("XDG_RUNTIME_DIR"),
         };
         let user_file = folders.as_ref().map(|folders| folders.config_dir().join(FILE_NAME));
-        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, no_color: no_color() })
+        let search_path = variable("PATH");
+        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, search_path, no_color: no_color() })
     }
 }
 

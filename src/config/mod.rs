@@ -23,6 +23,7 @@ mod template;
 mod tests;
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
@@ -215,6 +216,8 @@ pub struct Settings {
     pub docker: DockerEnvironment,
     /// `native.bin_dir`.
     pub native_bin_dir: Option<Setting<PathBuf>>,
+    /// `native.user`.
+    pub native_user: Option<Setting<String>>,
     /// `external.url`.
     pub external_url: Option<Setting<String>>,
     /// `external.allow_remote`.
@@ -239,8 +242,10 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Folder for what can be made again.
     pub cache_dir: PathBuf,
-    /// The user's `PATH`, `PAGER` and the like are never needed below; the home folder is, for messages.
+    /// The user's home folder.
     pub home_dir: Option<PathBuf>,
+    /// The user's `PATH`, where PostgreSQL's programs may be.
+    pub search_path: Option<OsString>,
     /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
     /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,

@@ -107,6 +107,20 @@ pub(super) fn user(text: &str) -> Result<(), Fault> {
     identifier(text, &["postgres", "public", "none"])
 }
 
+/// A user of this machine, as login names may be; root cannot run a server.
+pub(super) fn system_user(text: &str) -> Result<(), Fault> {
+    let found = format!("{text:?}");
+    let good = |character: char| character.is_ascii_alphanumeric() || "_-.".contains(character);
+    let begins = text.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_');
+    if !begins || !text.chars().all(good) || text.len() > 32 {
+        return Err(Fault::expected("the login name of a user of this machine", found));
+    }
+    if text == "root" {
+        return Err(Fault::new("must be a user other than root, which PostgreSQL refuses to be run by".to_owned()));
+    }
+    Ok(())
+}
+
 fn identifier(text: &str, taken: &[&str]) -> Result<(), Fault> {
     let found = format!("{text:?}");
     if taken.contains(&text) || text.starts_with("pg_") {

@@ -77,6 +77,7 @@ pub(super) const KEYS: &[Key] = &[
     key("database.port", Kind::Port),
     key("docker.image", Kind::Text(names::image)),
     key("native.bin_dir", Kind::Path),
+    key("native.user", Kind::Text(names::system_user)),
     key("external.url", Kind::Text(names::server_url)),
     key("external.allow_remote", Kind::Text(names::remote)),
     key("migrations.dir", Kind::Path),

@@ -115,6 +115,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         image: optional("docker.image"),
         docker: environment.docker.clone(),
         native_bin_dir: path("native.bin_dir"),
+        native_user: optional("native.user"),
         external_url: optional("external.url"),
         external_allow_remote: optional("external.allow_remote"),
         migrations_dir: path("migrations.dir"),
@@ -136,6 +137,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         state_dir: environment.state_dir.value.clone(),
         cache_dir: environment.cache_dir.value.clone(),
         home_dir: environment.home_dir.clone(),
+        search_path: environment.search_path.clone(),
         listing: Vec::new(),
         project_dir: project_dir.value.clone(),
     };

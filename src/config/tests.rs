@@ -102,6 +102,7 @@ impl World {
             state_dir: Setting::default_value(self.root().join("state")),
             cache_dir: Setting::default_value(self.root().join("cache")),
             docker: DockerEnvironment::default(),
+            search_path: None,
             no_color: false,
         }
     }

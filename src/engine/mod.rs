@@ -4,18 +4,25 @@
 //! What must hold: an engine touches only what carries the instance's label; it undoes only what the same call made,
 //! and never the data; and each call can be killed at any point and simply made again.
 
+mod choice;
+pub mod cluster;
 pub mod docker;
+#[cfg(unix)]
+pub mod native;
+pub mod ports;
+
+pub use choice::{Chosen, choose, choose_for_up};
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::config::{EngineChoice, Setting, Settings};
-use crate::error::{Error, ErrorKind, Result};
-use crate::event::Events;
-use crate::instance::{Instance, Password};
+use crate::config::{EngineChoice, Setting};
+use crate::error::{Error, Result};
+use crate::instance::Password;
 use crate::spec::ServerSpec;
 use crate::tls::ServerCertificate;
 
@@ -25,12 +32,15 @@ use crate::tls::ServerCertificate;
 pub enum EngineKind {
     /// A container through the Docker API.
     Docker,
+    /// PostgreSQL 15 programs of this machine.
+    Native,
 }
 
 impl fmt::Display for EngineKind {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.write_str(match self {
             Self::Docker => "docker",
+            Self::Native => "native",
         })
     }
 }
@@ -39,6 +49,7 @@ impl From<EngineKind> for EngineChoice {
     fn from(kind: EngineKind) -> Self {
         match kind {
             EngineKind::Docker => Self::Docker,
+            EngineKind::Native => Self::Native,
         }
     }
 }
@@ -83,6 +94,27 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// What an instance is made of, under the names by which other tools find it. What an engine has no such thing of is
+/// `None`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Parts {
+    /// The container's name, if there is one.
+    pub container: Option<String>,
+    /// The volume's name, if the data lives in one.
+    pub volume: Option<String>,
+    /// The image as people name it.
+    pub image: Option<String>,
+    /// The data folder, if it is a folder of this machine.
+    pub data_dir: Option<PathBuf>,
+}
+
+impl Parts {
+    /// Whether there is data that outlives the server.
+    pub fn has_data(&self) -> bool {
+        self.volume.is_some() || self.data_dir.is_some()
+    }
+}
+
 /// What an engine sees of an instance. `state` is [`State::Starting`] for any live process: only a login tells more.
 #[derive(Debug, Clone)]
 pub struct Observed {
@@ -94,14 +126,12 @@ pub struct Observed {
     pub spec_hash: Option<String>,
     /// The profile that the server was made with.
     pub profile: Option<String>,
-    /// The image as people name it.
-    pub image: Option<String>,
     /// Where the server answers, if it runs.
     pub endpoint: Option<Endpoint>,
-    /// The container's name, if there is one.
-    pub container: Option<String>,
-    /// The volume's name, if the data lives in one.
-    pub volume: Option<String>,
+    /// What it is made of.
+    pub parts: Parts,
+    /// Whether the engine holds the server to the profile's limits on memory and processor time.
+    pub limits_enforced: bool,
     /// Why the server is not running, in words.
     pub reason: Option<String>,
 }
@@ -117,6 +147,8 @@ pub struct Started {
     pub endpoint: Endpoint,
     /// The superuser's password that a data folder made by this call has until it gets its own.
     pub first_password: Option<Password>,
+    /// What the instance is made of.
+    pub parts: Parts,
 }
 
 /// What a program that ran beside the server left.
@@ -214,19 +246,4 @@ pub trait Engine: Send + Sync {
 /// Waits, for at most `limit`, until what a dropped call left behind is cleaned up.
 pub async fn settle(limit: Duration) {
     docker::cleanup::settle(limit).await;
-}
-
-/// The engine for `instance`.
-pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Box<dyn Engine>> {
-    match settings.engine.value {
-        EngineChoice::Auto | EngineChoice::Docker => {
-            let timeout = Duration::from_secs(settings.timeout_seconds.value);
-            let connection = docker::connect::connect(&settings.docker, timeout, events).await?;
-            Ok(Box::new(docker::DockerEngine::new(connection, instance.clone(), settings, events.clone())))
-        }
-        EngineChoice::Native | EngineChoice::External => {
-            Err(Error::new(ErrorKind::NoEngine, "this version of tfdev has the docker engine only")
-                .hint(format!("`{}` asks for another one; use `--engine docker`", settings.engine.origin)))
-        }
-    }
 }

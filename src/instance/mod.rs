@@ -148,6 +148,7 @@ pub(crate) mod tests {
             state_dir: Setting::default_value(root.join("state")),
             cache_dir: Setting::default_value(root.join("cache")),
             docker: DockerEnvironment::default(),
+            search_path: None,
             no_color: false,
         };
         Settings::resolve(&Flags::default(), &environment).unwrap()

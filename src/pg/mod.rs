@@ -5,6 +5,7 @@
 
 pub mod connect;
 pub mod control;
+pub mod programs;
 pub mod quote;
 pub mod scram;
 #[cfg(test)]

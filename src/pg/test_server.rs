@@ -15,6 +15,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 use sqlx::{AssertSqlSafe, Connection};
 
 use super::connect::{Login, Tls, connect, wait_ready};
+use super::programs::{Programs, SearchPlaces};
 
 /// The superuser's password in each test server.
 const PASSWORD: &str = "superuser-secret";
@@ -26,8 +27,8 @@ const WATCHER: &str =
 
 /// Finds the folder of PostgreSQL 15's programs.
 pub(crate) fn programs() -> Option<PathBuf> {
-    let folders = ["/usr/lib/postgresql/15/bin", "/usr/pgsql-15/bin", "/opt/homebrew/opt/postgresql@15/bin"];
-    folders.iter().map(PathBuf::from).find(|folder| folder.join("initdb").exists())
+    static FOUND: OnceLock<Option<PathBuf>> = OnceLock::new();
+    FOUND.get_or_init(|| Programs::find(&SearchPlaces::default()).ok().map(|programs| programs.bin_dir)).clone()
 }
 
 /// Says on one line that a test is skipped, or fails it where the environment says that nothing may be skipped.

@@ -63,7 +63,7 @@ fn up_tells_the_keys_and_types_of_the_contract() {
         report,
         json!({
             "project": null, "instance": "dev", "engine": "docker", "profile": "dev", "state": "running",
-            "created": true, "started": true, "container": null, "volume": null, "image": null,
+            "created": true, "started": true, "container": null, "volume": null, "image": null, "data_dir": null,
             "host": "127.0.0.1", "port": null, "database": "taskflow", "user": "taskflow", "url": null,
             "migrations": { "applied": 3, "total": 3 },
             "seed": { "dataset": "small", "users": 10, "tasks": 50, "applied": true },

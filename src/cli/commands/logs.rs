@@ -21,7 +21,7 @@ pub struct Logs {
 
 pub(super) async fn run(command: &Logs, session: &Session) -> Result<()> {
     let instance = Instance::of(&session.settings);
-    let engine = engine::choose(&session.settings, &instance, &session.events).await?;
+    let engine = engine::choose(&session.settings, &instance, &session.events).await?.engine;
     let output = &session.output;
     if !output.json {
         return engine.logs(command.tail, command.follow, &mut |bytes| write_stdout(bytes)).await;

@@ -22,12 +22,18 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     row("instance", &format!("{} of {}", report.instance, report.project))?;
     let reason = report.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     row("state", &format!("{}{reason}", report.state))?;
-    row("engine", &report.engine.to_string())?;
+    row("engine", &format!("{} ({})", report.engine, report.engine_reason))?;
+    if !report.limits_enforced {
+        row("limits", "memory and processor time are not limited by this engine")?;
+    }
     if let Some(profile) = &report.profile {
         row("profile", profile)?;
     }
-    if let Some(image) = &report.image {
+    if let Some(image) = &report.parts.image {
         row("image", image)?;
+    }
+    if let Some(folder) = &report.parts.data_dir {
+        row("data folder", &folder.display().to_string())?;
     }
     if let (Some(host), Some(port)) = (&report.host, report.port) {
         row("endpoint", &format!("{host}:{port}, database {}, role {}", report.database, report.user))?;

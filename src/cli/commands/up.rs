@@ -43,11 +43,15 @@ fn write_report(report: &UpReport, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "{} is {verb} ({}, profile {}) after {elapsed}", report.instance, report.engine, report.profile)?;
     writeln!(out)?;
     writeln!(out, "  url         {}", report.url)?;
-    if let (Some(container), Some(image)) = (&report.container, &report.image) {
+    let parts = &report.parts;
+    if let (Some(container), Some(image)) = (&parts.container, &parts.image) {
         writeln!(out, "  container   {container} from {image}")?;
     }
-    if let Some(volume) = &report.volume {
+    if let Some(volume) = &parts.volume {
         writeln!(out, "  volume      {volume}")?;
+    }
+    if let Some(folder) = &parts.data_dir {
+        writeln!(out, "  data folder {}", folder.display())?;
     }
     writeln!(out, "  migrations  {} of {} applied", report.migrations.applied, report.migrations.total)?;
     if let Some(seed) = &report.seed {

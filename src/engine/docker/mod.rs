@@ -2,18 +2,16 @@
 //!
 //! What must hold: see [`crate::engine`]; beside that, every container and volume is looked up by its fixed name, and
 //! what is found there is touched only if its labels name this project and instance ([`labels`]). The data folder is
-//! complete before the server starts for the first time ([`cluster`]), so the image's own initialisation, which cannot
+//! complete before the server starts for the first time ([`crate::engine::cluster`]), so the image's own initialisation, which cannot
 //! be resumed after a kill, never runs on an instance's volume.
 
 pub mod cleanup;
-pub mod cluster;
 pub mod connect;
 pub mod container;
 pub mod endpoint;
 pub mod errors;
 pub mod exec;
 pub mod labels;
-pub mod ports;
 mod room;
 mod start;
 #[cfg(test)]
@@ -28,7 +26,7 @@ use self::errors::{failed, is_not_found};
 use self::labels::Labels;
 use crate::config::{Setting, Settings};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Source, StartRequest, Started, State,
+    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -48,7 +46,7 @@ use futures_util::StreamExt;
 pub struct DockerEngine {
     connection: DockerConnection,
     instance: Instance,
-    /// Where data folders are kept that were initialised once (see [`cluster`]).
+    /// Where data folders are kept that were initialised once (see [`crate::engine::cluster`]).
     cluster_dir: PathBuf,
     sources: Sources,
     timeout: Duration,
@@ -148,6 +146,15 @@ impl DockerEngine {
         error.hint(
             "see the whole log with `tfdev logs`; if a setting of the profile is at fault, mend it and run `tfdev up`",
         )
+    }
+
+    fn parts(&self, container: &Container) -> Parts {
+        Parts {
+            container: Some(self.instance.container_name()),
+            volume: container.has_volume.then(|| self.instance.volume_name()),
+            image: container.label(labels::IMAGE),
+            data_dir: None,
+        }
     }
 
     fn endpoint(&self, port: u16) -> Endpoint {
@@ -254,10 +261,13 @@ impl Engine for DockerEngine {
                 id: labels::id(volume.as_ref()),
                 spec_hash: None,
                 profile: None,
-                image: volume.as_ref().and_then(|labels| labels.get(labels::IMAGE).cloned()),
                 endpoint: None,
-                container: None,
-                volume: volume.map(|_| self.instance.volume_name()),
+                parts: Parts {
+                    image: volume.as_ref().and_then(|labels| labels.get(labels::IMAGE).cloned()),
+                    volume: volume.map(|_| self.instance.volume_name()),
+                    ..Parts::default()
+                },
+                limits_enforced: true,
                 reason: None,
             });
         };
@@ -267,10 +277,9 @@ impl Engine for DockerEngine {
             id: labels::id(Some(&container.labels)),
             spec_hash: container.label(labels::SPEC_HASH),
             profile: container.label(labels::PROFILE),
-            image: container.label(labels::IMAGE),
             endpoint: container.port.map(|port| self.endpoint(port)),
-            container: Some(self.instance.container_name()),
-            volume: container.has_volume.then(|| self.instance.volume_name()),
+            parts: self.parts(&container),
+            limits_enforced: true,
             reason,
         })
     }

@@ -14,11 +14,11 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels, ports, room};
+use super::{Container, DockerEngine, container, labels, room};
 use crate::config::PortChoice;
-use crate::engine::{StartRequest, Started};
+use crate::engine::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
+use crate::engine::{StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::Password;
 use crate::profile::DataPlacement;
@@ -129,7 +129,7 @@ impl DockerEngine {
             }
             match self.start_container().await {
                 Ok(()) => {
-                    self.say_port(request, port);
+                    ports::say(request, port, &self.events);
                     let created = created || first_password.is_some() || !volume;
                     return self.started(created, true, first_password).await;
                 }
@@ -148,17 +148,7 @@ impl DockerEngine {
                 }
             }
         }
-        Err(Error::new(ErrorKind::Conflict, "none of the ports that tfdev would use is free")
-            .hint("name a free one with `port` in the section `[database]` of tfdev.toml"))
-    }
-
-    /// Says which port it became if that is not what a person would guess.
-    fn say_port(&self, request: &StartRequest, port: u16) {
-        let usual = request.last_port.unwrap_or(ports::PREFERRED);
-        if request.spec.port == PortChoice::Auto && port != usual {
-            self.events
-                .note(format!("Port {usual} is taken by something else, so this instance has port {port} from now on"));
-        }
+        Err(ports::none_free())
     }
 
     async fn create_volume(&self, request: &StartRequest) -> Result<()> {
@@ -384,7 +374,7 @@ impl DockerEngine {
                 "look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`"
             )));
         };
-        Ok(Started { created, started, endpoint: self.endpoint(port), first_password })
+        Ok(Started { created, started, endpoint: self.endpoint(port), first_password, parts: self.parts(&found) })
     }
 
     pub(super) async fn check_alive_now(&self, found: &Container) -> Result<()> {

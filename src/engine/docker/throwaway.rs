@@ -15,9 +15,9 @@ use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use super::cleanup::RemoveOnDrop;
-use super::cluster::{self, Cluster};
 use super::errors::failed;
 use super::{Container, DockerEngine, container, labels};
+use crate::engine::cluster::{self, Cluster};
 use crate::error::{Context, Error, Result};
 use crate::instance::{FileLock, Password};
 use crate::pg::{self, Login};

@@ -1,8 +1,9 @@
-//! A data folder that was initialised once for each image, kept on this machine and copied for each new instance.
+//! A data folder that was initialised once for each image or installation of PostgreSQL, kept on this machine and copied
+//! for each new instance.
 //!
 //! `initdb` and the image's first start take most of the time of a first `up`, and always come to the same result. So
-//! they run once, in a throw-away container; its data folder, after an orderly stop, is kept as a tar file. A new
-//! instance gets a copy, uploaded into its volume before its server starts for the first time.
+//! they run once, with the docker engine in a throw-away container; the data folder, after an orderly stop, is kept as a
+//! tar file. A new instance gets a copy before its server starts for the first time.
 //!
 //! What must hold: two instances never look like one server (each copy gets a system identifier of its own, in the
 //! control file and in the WAL); the file is used only when it is whole (its index is written last); a copy is whole

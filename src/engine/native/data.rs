@@ -1,0 +1,377 @@
+//! The data folder: made beside, from a cached one or by initdb, and then given its name; known again by its marker.
+//!
+//! What must hold: a folder under the name `data` is whole; what a killed run left beside it is removed by the next one;
+//! no two servers share a system identifier; and a folder without the instance's marker is never started or removed.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, BufReader};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use uuid::Uuid;
+
+use super::account::Account;
+use super::place::Place;
+use super::settings_file;
+use crate::engine::StartRequest;
+use crate::engine::cluster::{self, Cluster, MARKER};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::instance::{Instance, Password, private_file};
+use crate::pg::control::{CONTROL_FILE, ClusterState, ControlFile};
+use crate::pg::programs::Programs;
+use crate::spec::{INITDB_ARGUMENTS, POSTGRES_MAJOR, SUPERUSER, hexadecimal};
+
+/// The locales to make a data folder with, the first one that this machine knows: text sorted by code point, as in the
+/// image, and upper and lower case of all letters with the first.
+const LOCALES: [&str; 2] = ["C.UTF-8", "C"];
+
+/// What is in the marker of a data folder.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Marker {
+    /// The instance's identity.
+    pub(super) id: Uuid,
+    project: String,
+    instance: String,
+    /// The programs that it was made with.
+    programs: String,
+}
+
+/// A data folder that is there and is the instance's own.
+#[derive(Debug)]
+pub(super) struct DataFolder {
+    pub(super) marker: Marker,
+    /// Who runs its server.
+    pub(super) account: Account,
+}
+
+impl DataFolder {
+    /// Looks at the data folder; `None` if there is none. Fails if it is someone else's.
+    pub(super) fn look(data: &Path, instance: &Instance) -> Result<Option<Self>> {
+        let what = || format!("cannot look at the data folder `{}`", data.display());
+        let found = match fs::symlink_metadata(data) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found.or_failed(what)?,
+        };
+        if !found.is_dir() {
+            return Err(not_made_by_us(data));
+        }
+        let account = Account::of_owner(data, found.uid(), found.gid())?;
+        let bytes = match fs::read(data.join(MARKER)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(not_made_by_us(data)),
+            bytes => bytes.or_failed(what)?,
+        };
+        let marker: Marker = serde_json::from_slice(&bytes).map_err(|error| not_made_by_us(data).caused_by(error))?;
+        if marker.project != instance.project || marker.instance != instance.name {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the data folder `{}` belongs to the instance `{}` of the project `{}`, so tfdev leaves it alone",
+                    data.display(),
+                    marker.instance,
+                    marker.project
+                ),
+            )
+            .hint("move it to where that project looks for it, or away"));
+        }
+        Ok(Some(Self { marker, account }))
+    }
+
+    /// Fails unless the data is this major version's.
+    pub(super) fn check_version(data: &Path) -> Result<()> {
+        let path = data.join("PG_VERSION");
+        let version = fs::read_to_string(&path).or_failed(|| format!("cannot read `{}`", path.display()))?;
+        let version = version.trim();
+        if version == POSTGRES_MAJOR.to_string() {
+            return Ok(());
+        }
+        let folder = data.display();
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!("the data folder `{folder}` holds data of PostgreSQL {version}, and tfdev runs {POSTGRES_MAJOR}"),
+        )
+        .hint(format!(
+            "start it with PostgreSQL {version} (`pg_ctl -D {folder} start`), dump it with `pg_dump`, run \
+             `tfdev destroy` and `tfdev up`, and load the dump"
+        )))
+    }
+}
+
+/// Whether the server of a data folder that does not run was stopped in order, as far as its control file tells.
+pub(super) fn was_stopped_in_order(data: &Path) -> bool {
+    let control = fs::read(data.join(CONTROL_FILE)).ok().and_then(|bytes| ControlFile::parse(&bytes).ok());
+    control.is_none_or(|control| control.state == ClusterState::ShutDown)
+}
+
+fn not_made_by_us(data: &Path) -> Error {
+    Error::new(
+        ErrorKind::Refused,
+        format!("`{}` is not a data folder that tfdev made, so tfdev leaves it alone", data.display()),
+    )
+    .hint("move it away if it is needed, or remove it")
+}
+
+/// Makes data folders.
+pub(super) struct Maker {
+    pub(super) place: Place,
+    pub(super) instance: Instance,
+    pub(super) account: Account,
+    pub(super) programs: Programs,
+    /// Where data folders are kept that were initialised once.
+    pub(super) cache: PathBuf,
+}
+
+impl Maker {
+    /// The name of the cached data folder of these programs.
+    pub(super) fn key(&self) -> String {
+        let parts = format!("{}\0{INITDB_ARGUMENTS}\0{LOCALES:?}\0{}", self.programs, settings_file::INCLUDE);
+        hexadecimal(&Sha256::digest(parts)[..8])
+    }
+
+    /// The cached data folder, if there is one.
+    pub(super) fn cached(&self) -> Option<Cluster> {
+        cluster::find(&self.cache, &self.key())
+    }
+
+    /// Makes the data folder from `cached`, or by initdb, which is then cached: the caller holds the cache's lock.
+    /// Returns the superuser's password in it.
+    pub(super) fn make(&self, request: &StartRequest, cached: Option<Cluster>) -> Result<Password> {
+        let (partial, data) = (self.place.partial(), self.place.data());
+        remove(&partial)?;
+        let made = match cached {
+            Some(cluster) => self.copy(&cluster, request),
+            None => self.initialise(request),
+        };
+        let password = match made {
+            Ok(password) => password,
+            Err(error) => {
+                remove(&partial)?;
+                return Err(error);
+            }
+        };
+        fs::rename(&partial, &data).or_failed(|| format!("cannot name the data folder `{}`", data.display()))?;
+        Ok(password)
+    }
+
+    fn marker(&self, request: &StartRequest) -> String {
+        let marker = Marker {
+            id: request.id,
+            project: self.instance.project.clone(),
+            instance: self.instance.name.clone(),
+            programs: self.programs.to_string(),
+        };
+        serde_json::to_string(&marker).expect("texts and a number are always JSON")
+    }
+
+    fn copy(&self, cluster: &Cluster, request: &StartRequest) -> Result<Password> {
+        let what = || format!("cannot copy the cached data folder to `{}`", self.place.partial().display());
+        let (reader, mut writer) = io::pipe().or_failed(what)?;
+        let marker = self.marker(request);
+        std::thread::scope(|scope| {
+            let source = scope.spawn(move || {
+                cluster.copy(request.id, &marker, |piece| io::Write::write_all(&mut writer, &piece).is_ok())
+            });
+            let unpacked = self.unpack(reader).or_failed(what).map_err(with_room_hint);
+            let sent =
+                source.join().unwrap_or_else(|_| Err(Error::failed("reading the cached data folder was cut off")));
+            sent.and(unpacked)
+        })?;
+        Ok(Password::new(cluster.index.password.clone()))
+    }
+
+    /// Unpacks a data folder; its entries are folders and files only, each after the folder that it is in.
+    fn unpack(&self, source: impl io::Read) -> io::Result<()> {
+        let root = self.place.partial();
+        let folder = |path: &Path| {
+            DirBuilder::new().mode(0o700).create(path)?;
+            self.account.give_path(path)
+        };
+        folder(&root)?;
+        let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, source));
+        for entry in archive.entries()? {
+            let mut entry = entry?;
+            let relative = entry.path()?.into_owned();
+            if !relative.components().all(|component| matches!(component, Component::Normal(_))) {
+                return Err(io::Error::other(format!("the path `{}` leads elsewhere", relative.display())));
+            }
+            let path = root.join(relative);
+            if entry.header().entry_type().is_dir() {
+                folder(&path)?;
+                continue;
+            }
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
+            io::copy(&mut entry, &mut file)?;
+            self.account.give(&file)?;
+        }
+        Ok(())
+    }
+
+    /// Runs initdb, and keeps the folder for the next instances.
+    fn initialise(&self, request: &StartRequest) -> Result<Password> {
+        let partial = self.place.partial();
+        let password = Password::random()?;
+        let password_file = self.place.home.join("first.password");
+        self.write(&password_file, password.expose())?;
+        let done = self.run_initdb(&partial, &password_file);
+        fs::remove_file(&password_file).or_failed(|| format!("cannot remove `{}`", password_file.display()))?;
+        done?;
+        let configuration = partial.join("postgresql.conf");
+        let append = || {
+            let mut file = File::options().append(true).open(&configuration)?;
+            io::Write::write_all(&mut file, settings_file::INCLUDE.as_bytes())
+        };
+        append().or_failed(|| format!("cannot write `{}`", configuration.display()))?;
+        self.keep(&partial, &password)?;
+        self.write(&partial.join(MARKER), &self.marker(request))?;
+        Ok(password)
+    }
+
+    /// Writes a new file that only the server's user may read.
+    fn write(&self, path: &Path, text: &str) -> Result<()> {
+        let write = || {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+            io::Write::write_all(&mut file, text.as_bytes())?;
+            self.account.give(&file)
+        };
+        write().or_failed(|| format!("cannot write the file `{}`", path.display()))
+    }
+
+    fn run_initdb(&self, partial: &Path, password_file: &Path) -> Result<()> {
+        DirBuilder::new()
+            .mode(0o700)
+            .create(partial)
+            .and_then(|()| self.account.give_path(partial))
+            .or_failed(|| format!("cannot make the folder `{}`", partial.display()))?;
+        let initdb = self.programs.program("initdb");
+        let mut last = None;
+        for locale in LOCALES {
+            let own = [
+                "--no-sync".to_owned(),
+                format!("--username={SUPERUSER}"),
+                "--encoding=UTF8".to_owned(),
+                format!("--locale={locale}"),
+                format!("--pwfile={}", password_file.display()),
+                format!("--pgdata={}", partial.display()),
+            ];
+            let arguments: Vec<&str> = INITDB_ARGUMENTS.split(' ').chain(own.iter().map(String::as_str)).collect();
+            match self.account.run(&initdb, &arguments) {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    let unknown_locale = error.causes().iter().any(|cause| cause.contains("invalid locale"));
+                    last = Some(error);
+                    if !unknown_locale {
+                        break;
+                    }
+                }
+            }
+        }
+        let error = Error::failed("cannot make a new data folder");
+        Err(with_room_hint(last.map_or(Error::failed("no locale"), |last| {
+            let causes = last.causes().join("\n");
+            error.caused_by(format!("{last}: {causes}"))
+        })))
+    }
+
+    /// Keeps a copy of a data folder on which no server has run yet.
+    fn keep(&self, folder: &Path, password: &Password) -> Result<()> {
+        let what = || format!("cannot keep the new data folder under `{}`", self.cache.display());
+        private_file::create_folder(&self.cache)?;
+        let (reader, writer) = io::pipe().or_failed(what)?;
+        std::thread::scope(|scope| {
+            let source = scope.spawn(move || {
+                let mut builder = tar::Builder::new(writer);
+                builder.append_dir_all("data", folder).and_then(|()| builder.finish())
+            });
+            let kept = cluster::keep(&self.cache, &self.key(), BufReader::new(reader), password.expose());
+            let sent = source.join().unwrap_or_else(|_| Err(io::Error::other("reading it was cut off")));
+            sent.or_failed(what).and(kept.map(drop))
+        })
+    }
+}
+
+/// Adds what to do if the disk is full.
+fn with_room_hint(error: Error) -> Error {
+    let full = std::iter::once(error.to_string()).chain(error.causes()).any(|text| {
+        let text = text.to_lowercase();
+        text.contains("no space left") || text.contains("quota exceeded")
+    });
+    if full { error.hint("free some space: a new data folder takes about 40 MB, and what it grows to") } else { error }
+}
+
+/// Removes a folder with all that is in it, if it is there.
+pub(super) fn remove(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.or_failed(|| format!("cannot remove the folder `{}`", folder.display())),
+    }
+}
+
+/// Makes sure that all files of a folder survive a crash of the machine. Files that go away meanwhile need not.
+pub(super) fn flush(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let done = if kind.is_dir() {
+            flush(&entry.path())
+        } else if kind.is_file() {
+            File::open(entry.path()).and_then(|file| file.sync_all())
+        } else {
+            Ok(())
+        };
+        match done {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            done => done?,
+        }
+    }
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::instance::tests::instance;
+
+    #[test]
+    fn a_folder_without_the_instances_marker_is_left_alone() {
+        let root = tempfile::tempdir().unwrap();
+        let instance = instance(root.path());
+        let data = root.path().join("data");
+        assert!(DataFolder::look(&data, &instance).unwrap().is_none());
+        fs::create_dir(&data).unwrap();
+        Account::for_new(None).unwrap().0.give_path(&data).unwrap();
+        let refused = |words: &str| {
+            let error = DataFolder::look(&data, &instance).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Refused);
+            assert!(error.to_string().contains(words), "{error}");
+        };
+        refused("not a data folder that tfdev made");
+        fs::write(data.join(MARKER), "{").unwrap();
+        refused("not a data folder that tfdev made");
+        let id = Uuid::new_v4();
+        let marker = |project: &str| {
+            let marker =
+                Marker { id, project: project.into(), instance: "dev".into(), programs: "PostgreSQL 15".into() };
+            fs::write(data.join(MARKER), serde_json::to_vec(&marker).unwrap()).unwrap();
+        };
+        marker("other");
+        refused("belongs to the instance `dev` of the project `other`");
+        marker("app");
+        assert_eq!(DataFolder::look(&data, &instance).unwrap().unwrap().marker.id, id);
+    }
+
+    #[test]
+    fn data_of_another_major_version_is_refused_with_the_way_out() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("PG_VERSION"), "14\n").unwrap();
+        let error = DataFolder::check_version(root.path()).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert!(error.to_string().contains("PostgreSQL 14") && error.hints()[0].contains("pg_dump"), "{error}");
+        fs::write(root.path().join("PG_VERSION"), "15\n").unwrap();
+        DataFolder::check_version(root.path()).unwrap();
+    }
+}

@@ -1,0 +1,196 @@
+//! Starting and stopping the server's process.
+//!
+//! What must hold: the server is a session of its own and outlives this program and its terminal; its own bind decides on
+//! the port; a pid file is removed only when its process was just proven not to be the server, because PostgreSQL takes
+//! any living process of the same user for a running server; and a signal goes only to a process that was just proven to
+//! be the server.
+
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tokio::time::sleep;
+
+use super::account::Account;
+use super::log;
+use super::place::Place;
+use super::process::{PidFile, Process};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::pg::programs::{self, Programs};
+
+/// How often a process that starts or stops is looked at.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How long the shared memory of a server that was killed may still be in use by its last processes.
+const LEFTOVERS_LIMIT: Duration = Duration::from_secs(10);
+
+/// What became of an attempt to start the server.
+pub(super) enum Attempt {
+    /// It listens.
+    Running(Launched),
+    /// Something else has the port.
+    PortTaken,
+    /// A server of this data folder runs already: another tfdev started it and was killed.
+    AlreadyRunning,
+}
+
+/// A server that this process started.
+#[derive(Debug)]
+pub(super) struct Launched {
+    child: Child,
+    /// Where its part of the log begins.
+    log_begin: u64,
+}
+
+impl Launched {
+    /// How it ended, if it did.
+    pub(super) fn ended(&mut self, place: &Place) -> Option<Error> {
+        let status = self.child.try_wait().ok().flatten()?;
+        Some(ended(&status.to_string(), &log::since(&place.log(), self.log_begin)))
+    }
+}
+
+/// The error for a server that ended by itself.
+pub(super) fn ended(how: &str, log: &str) -> Error {
+    let mut error = Error::failed(format!("the server ended by itself ({how})"));
+    let lines = log::last_lines(log);
+    if !lines.is_empty() {
+        error = error.caused_by(format!("the last lines of its log:\n{lines}"));
+    }
+    error.hint(
+        "see the whole log with `tfdev logs`; if a setting of the profile is at fault, mend it and run `tfdev up`",
+    )
+}
+
+/// Starts the server and waits until it listens or has ended.
+pub(super) async fn start(place: &Place, account: Account, programs: &Programs, limit: Duration) -> Result<Attempt> {
+    let begin = Instant::now();
+    loop {
+        let (log, log_begin) = log::open(&place.log())?;
+        let server = programs.program("postgres");
+        let data = place.data();
+        let spawn = |mut command: Command| {
+            command.arg("-D").arg(&data).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?).spawn()
+        };
+        // `setsid` becomes the server: the child of this process leads no group yet.
+        let mut with_session = account.command(Path::new("setsid"));
+        with_session.arg(&server);
+        let child = match spawn(with_session) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut in_group = account.command(&server);
+                in_group.process_group(0);
+                spawn(in_group)
+            }
+            child => child,
+        };
+        let child = child
+            .or_failed(|| format!("cannot run `{}`", server.display()))
+            .map_err(|error| error.hint("the server's user must be able to reach it").hint(programs::INSTALL_HINT))?;
+        let mut launched = Launched { child, log_begin };
+        let Some(status) = wait_until_listening(&mut launched, &data, begin + limit).await? else {
+            return Ok(Attempt::Running(launched));
+        };
+        let text = log::since(&place.log(), log_begin);
+        if text.contains("Address already in use") && text.contains("could not create any TCP/IP sockets") {
+            return Ok(Attempt::PortTaken);
+        }
+        if text.contains("lock file \"postmaster.pid\" already exists") {
+            return Ok(Attempt::AlreadyRunning);
+        }
+        let leftovers = text.contains("pre-existing shared memory block");
+        if !leftovers || begin.elapsed() > LEFTOVERS_LIMIT {
+            return Err(ended(&status, &text));
+        }
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Waits until the server listens; how it ended, if it did that first.
+async fn wait_until_listening(launched: &mut Launched, data: &Path, deadline: Instant) -> Result<Option<String>> {
+    let pid = launched.child.id().cast_signed();
+    loop {
+        let ended = launched.child.try_wait().or_failed(|| "cannot look after the server's process")?;
+        if let Some(status) = ended {
+            return Ok(Some(status.to_string()));
+        }
+        if PidFile::read(data).is_some_and(|file| file.pid == pid && file.status.is_some()) {
+            return Ok(None);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::new(ErrorKind::TimedOut, "the server did not begin to listen in time")
+                .hint("`tfdev logs` shows what it does; `--timeout SECONDS` gives it longer"));
+        }
+        sleep(LOOK).await;
+    }
+}
+
+/// Removes what a server that is gone left, and what would keep the next one from starting.
+pub(super) fn clear_leftovers(data: &Path, socket_dir: &Path, events: &Events) -> Result<()> {
+    if let Some(file) = PidFile::read(data) {
+        let why = match file.process(data) {
+            Process::Server { .. } => return Ok(()),
+            Process::Gone => "which is gone".to_owned(),
+            Process::Another(name) => format!("whose number `{name}` has now"),
+        };
+        events.detail(format!("the pid file names process {}, {why}; it is removed", file.pid));
+        let path = data.join("postmaster.pid");
+        fs::remove_file(&path).or_failed(|| format!("cannot remove the stale file `{}`", path.display()))?;
+    }
+    // The folder of the socket is this server's alone, so whatever is in it is as stale.
+    for entry in fs::read_dir(socket_dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with(".s.PGSQL.") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// How a server is to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stop {
+    /// Sessions are cut off, everything is written out.
+    Fast,
+    /// At once: what is written goes away anyway.
+    Immediate,
+}
+
+/// Stops the server, if it runs, within `limit`, or at once after that. Returns whether it was running.
+pub(super) async fn stop(data: &Path, how: Stop, limit: Duration, events: &Events) -> Result<bool> {
+    let Some(file) = PidFile::read(data) else { return Ok(false) };
+    let Process::Server { stopped } = file.process(data) else { return Ok(false) };
+    if stopped {
+        // A process that is stopped hears no other signal.
+        file.signal(Signal::CONT)?;
+    }
+    file.signal(if how == Stop::Fast { Signal::INT } else { Signal::QUIT })?;
+    if wait_until_gone(&file, data, limit).await {
+        return Ok(true);
+    }
+    events.warning(format!(
+        "the server did not stop within {} s and is ended at once; it recovers when it starts again",
+        limit.as_secs()
+    ));
+    for signal in [Signal::QUIT, Signal::KILL] {
+        file.signal(signal)?;
+        if wait_until_gone(&file, data, Duration::from_secs(10)).await {
+            return Ok(true);
+        }
+    }
+    Err(Error::new(ErrorKind::TimedOut, format!("the server, process {}, does not end", file.pid))
+        .hint(format!("look at it with `ps -fp {}`", file.pid)))
+}
+
+async fn wait_until_gone(file: &PidFile, data: &Path, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while matches!(file.process(data), Process::Server { .. }) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        sleep(LOOK).await;
+    }
+    true
+}
