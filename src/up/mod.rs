@@ -1,0 +1,202 @@
+//! `up`: from nothing, or from anything that an earlier run left, to a server that answers, is migrated and seeded.
+//!
+//! What must hold: what can be wrong in the input is found before anything is started; running it again changes nothing;
+//! and it can be killed at any point and run again.
+
+mod record;
+mod run;
+
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use self::run::Run;
+use crate::config::Settings;
+use crate::engine::{self, Engine, EngineKind, Parts, StartRequest, State};
+use crate::error::Result;
+use crate::event::Events;
+use crate::instance::{Instance, InstanceLock, InstanceRecord};
+use crate::migrate::Source;
+use crate::profile::{self, DataPlacement, Profile};
+use crate::seed::{DataSet, SeedOutcome};
+use crate::server::{Passwords, Server};
+use crate::spec::ServerSpec;
+use crate::tls::ServerCertificate;
+
+/// What `up` found and did; its JSON is the contract (`CLI.md` § Output).
+#[derive(Debug, Serialize)]
+pub struct UpReport {
+    /// The project's key.
+    pub project: String,
+    /// The instance.
+    pub instance: String,
+    /// What runs the server.
+    pub engine: EngineKind,
+    /// The server's settings.
+    pub profile: String,
+    /// Always [`State::Running`].
+    pub state: State,
+    /// Whether the data was made by this call.
+    pub created: bool,
+    /// Whether the server was started by this call.
+    pub started: bool,
+    /// What the instance is made of: the keys `container`, `volume`, `image` and `data_dir`.
+    #[serde(flatten)]
+    pub parts: Parts,
+    /// The host on which the server answers.
+    pub host: String,
+    /// The port on which the server answers.
+    pub port: u16,
+    /// The project's database.
+    pub database: String,
+    /// The ordinary role that owns it.
+    pub user: String,
+    /// The connection URL with the role's password.
+    pub url: String,
+    /// How many migrations there are.
+    pub migrations: MigrationCounts,
+    /// The data set; `None` if there is none.
+    pub seed: Option<SeedReport>,
+    /// How long the call took, in milliseconds.
+    pub elapsed_ms: u64,
+}
+
+/// How many migrations there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct MigrationCounts {
+    /// Applied to the database.
+    pub applied: usize,
+    /// In the source.
+    pub total: usize,
+}
+
+/// What is known of the database's data set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeedReport {
+    /// The data set's name.
+    pub dataset: String,
+    /// Users in the data set.
+    pub users: u64,
+    /// Tasks in the data set.
+    pub tasks: u64,
+    /// Whether this call added the rows.
+    pub applied: bool,
+}
+
+impl From<&SeedOutcome> for SeedReport {
+    fn from(outcome: &SeedOutcome) -> Self {
+        Self { dataset: outcome.dataset.clone(), users: outcome.users, tasks: outcome.tasks, applied: outcome.applied }
+    }
+}
+
+/// The input of `up`, read and checked before anything is started.
+struct Inputs {
+    profile: Profile,
+    migrations: Source,
+    dataset: Option<DataSet>,
+}
+
+impl Inputs {
+    fn read(settings: &Settings, record: Option<&InstanceRecord>) -> Result<Self> {
+        Ok(Self {
+            profile: profile::resolve(profile_name(settings, record), &settings.profiles)?,
+            migrations: Source::of(settings)?,
+            dataset: DataSet::load(&settings.dataset.value, &settings.project_dir)?,
+        })
+    }
+}
+
+/// The profile that is asked for, else the one that the instance has, else the default one: an `up` that does not name
+/// a profile changes nothing.
+pub(crate) fn profile_name<'a>(settings: &'a Settings, record: Option<&'a InstanceRecord>) -> &'a str {
+    let recorded = record.and_then(|record| record.profile.as_deref());
+    match (&settings.profile, recorded) {
+        (None, Some(recorded)) => recorded,
+        _ => settings.profile_name(),
+    }
+}
+
+/// Makes the instance run, migrated and seeded.
+pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
+    let begin = Instant::now();
+    let instance = Instance::of(settings);
+    let inputs = Inputs::read(settings, InstanceRecord::read(&instance, events)?.as_ref())?;
+    let timeout = Duration::from_secs(settings.timeout_seconds.value);
+    let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
+    let engine = engine::choose_for_up(settings, &instance, events).await?.engine;
+    let observed = engine.observe().await?;
+    if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
+        events.warning(reason.clone());
+    }
+    let (id, mut record) = record::recall(&instance, engine.kind(), &observed, events)?;
+    let passwords = Passwords::of(&instance, events)?;
+    let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
+    let source = engine.source(settings.image.as_ref(), last_image).await?;
+    let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
+    let superuser_password = passwords.superuser.clone();
+    let request = StartRequest { spec, certificate, id, last_port: record.port, superuser_password };
+    // On record before the engine makes anything that carries the identity.
+    let written = record::remember(&instance, &record, None)?;
+    let starting = Instant::now();
+    let started = engine.start(&request).await?;
+    record.port = Some(started.endpoint.port);
+    record.image.clone_from(&started.parts.image);
+    record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
+    let server = Server::new(settings, started.endpoint.clone(), passwords, record.root_cert.clone());
+    let run = Run {
+        instance: &instance,
+        id,
+        engine: engine.as_ref(),
+        server: &server,
+        must_flush: request.spec.data == DataPlacement::Volume && (started.created || !record.initialised),
+        image_changed: record.image_id.as_ref().is_some_and(|id| *id != source.id),
+        events,
+        timeout,
+    };
+    let connection = run.ready(&started, &mut record).await?;
+    if started.started {
+        events.finished("Started PostgreSQL", starting.elapsed());
+    }
+    let (migrations, seed) = run.fill(connection, &inputs, started.started).await?;
+    record.initialised = true;
+    record.image_id = Some(source.id);
+    record.profile = Some(inputs.profile.name.clone());
+    if let Some(seed) = &seed {
+        record.remember_seed(seed);
+    }
+    record::remember(&instance, &record, Some(&written))?;
+    Ok(UpReport {
+        project: instance.project,
+        instance: instance.name,
+        engine: engine.kind(),
+        profile: inputs.profile.name,
+        state: State::Running,
+        created: started.created,
+        started: started.started,
+        parts: started.parts,
+        host: server.endpoint.host.clone(),
+        port: server.endpoint.port,
+        database: server.database.clone(),
+        user: server.user.clone(),
+        url: server.url(),
+        migrations,
+        seed,
+        elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+    })
+}
+
+/// The server that the instance is to have, and its certificate if the profile has `ssl = on`.
+fn spec(
+    settings: &Settings,
+    inputs: &Inputs,
+    instance: &Instance,
+    engine: &dyn Engine,
+    source: &engine::Source,
+) -> Result<(ServerSpec, Option<ServerCertificate>)> {
+    let spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
+    if !inputs.profile.ssl {
+        return Ok((spec, None));
+    }
+    let certificate = ServerCertificate::of(instance, &settings.state_dir, &engine.host())?;
+    Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
+}
