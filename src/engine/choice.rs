@@ -50,7 +50,7 @@ pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Ev
         return Ok(chosen);
     }
     match chosen.engine.source(None, None).await {
-        Err(no_image) if no_image.kind() == ErrorKind::NoEngine => candidates.instead_of_docker(no_image),
+        Err(no_image) if no_image.kind() == ErrorKind::NoEngine => candidates.instead_of_docker(&no_image),
         _ => Ok(chosen),
     }
 }
@@ -72,7 +72,7 @@ impl Candidates<'_> {
         match (wanted, has) {
             (Some(wanted), Some(has)) if wanted != has => Err(self.elsewhere(wanted, has)),
             (Some(wanted), _) => Ok(Some((self.engine(wanted).await?, format!("asked for by {}", asked.origin)))),
-            (None, Some(has)) => Ok(Some((self.engine(has).await?, "it has this instance".to_owned()))),
+            (None, Some(has)) => Ok(Some((self.engine(has).await?, self.reason_on_record()?))),
             (None, None) => Ok(None),
         }
     }
@@ -100,6 +100,13 @@ impl Candidates<'_> {
         Ok(there.then_some(kind))
     }
 
+    /// Why the instance was made on its engine.
+    fn reason_on_record(&self) -> Result<String> {
+        let record = InstanceRecord::read(self.instance, self.events)?;
+        let reason = record.and_then(|record| record.engine_reason);
+        Ok(reason.unwrap_or_else(|| "it has this instance".to_owned()))
+    }
+
     async fn engine(&self, kind: EngineKind) -> Result<Box<dyn Engine>> {
         match kind {
             EngineKind::Docker => self.docker().await,
@@ -116,18 +123,18 @@ impl Candidates<'_> {
     async fn first_that_answers(&self) -> Result<Chosen> {
         match self.docker().await {
             Ok(engine) => Ok(Chosen { engine, reason: "the first that can be used".to_owned() }),
-            Err(unreachable) if unreachable.kind() == ErrorKind::NoEngine => self.instead_of_docker(unreachable),
+            Err(unreachable) if unreachable.kind() == ErrorKind::NoEngine => self.instead_of_docker(&unreachable),
             Err(error) => Err(error),
         }
     }
 
     /// PostgreSQL 15 of this machine, because Docker cannot be used.
-    fn instead_of_docker(&self, why: Error) -> Result<Chosen> {
+    fn instead_of_docker(&self, why: &Error) -> Result<Chosen> {
         let programs = Programs::find(&SearchPlaces::of(self.settings));
         match programs.and_then(|_| native(self.settings, self.instance, self.events)) {
             Ok(engine) => {
                 let reason = format!("Docker cannot be used: {why}");
-                self.events.detail(format!("the engine is native: {reason}"));
+                self.events.note(format!("Using the PostgreSQL 15 of this machine: {reason}"));
                 Ok(Chosen { engine, reason })
             }
             Err(missing) => {

@@ -26,6 +26,9 @@ pub struct InstanceRecord {
     /// The engine that runs it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineChoice>,
+    /// Why it was made on that engine, in words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine_reason: Option<String>,
     /// The profile that it was last started with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub profile: Option<String>,

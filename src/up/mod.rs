@@ -123,12 +123,14 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let inputs = Inputs::read(settings, InstanceRecord::read(&instance, events)?.as_ref())?;
     let timeout = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = InstanceLock::acquire(&instance, "up", timeout, events).await?;
-    let engine = engine::choose_for_up(settings, &instance, events).await?.engine;
+    let chosen = engine::choose_for_up(settings, &instance, events).await?;
+    let engine = chosen.engine;
     let observed = engine.observe().await?;
     if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
         events.warning(reason.clone());
     }
     let (id, mut record) = record::recall(&instance, engine.kind(), &observed, events)?;
+    record.engine_reason.get_or_insert(chosen.reason);
     let passwords = Passwords::of(&instance, events)?;
     let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
     let source = engine.source(settings.image.as_ref(), last_image).await?;
