@@ -1,8 +1,9 @@
-//! Drives the real binary against the real Docker Engine.
+//! Drives the real binary against the real Docker Engine and the PostgreSQL 15 of this machine.
 //!
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
+//! - `native` is both for the native engine.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
 //! each other and as other tfdevs of this machine; and without Docker each test that needs it says so in one line.
@@ -12,4 +13,5 @@
 mod cli;
 mod contract;
 mod faults;
+mod native;
 mod support;

@@ -50,7 +50,7 @@ pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Ev
         return Ok(chosen);
     }
     match chosen.engine.source(None, None).await {
-        Err(no_image) if no_image.kind() == ErrorKind::NoEngine => candidates.instead_of_docker(no_image),
+        Err(no_image) if no_image.kind() == ErrorKind::NoEngine => candidates.instead_of_docker(&no_image),
         _ => Ok(chosen),
     }
 }
@@ -116,13 +116,13 @@ impl Candidates<'_> {
     async fn first_that_answers(&self) -> Result<Chosen> {
         match self.docker().await {
             Ok(engine) => Ok(Chosen { engine, reason: "the first that can be used".to_owned() }),
-            Err(unreachable) if unreachable.kind() == ErrorKind::NoEngine => self.instead_of_docker(unreachable),
+            Err(unreachable) if unreachable.kind() == ErrorKind::NoEngine => self.instead_of_docker(&unreachable),
             Err(error) => Err(error),
         }
     }
 
     /// PostgreSQL 15 of this machine, because Docker cannot be used.
-    fn instead_of_docker(&self, why: Error) -> Result<Chosen> {
+    fn instead_of_docker(&self, why: &Error) -> Result<Chosen> {
         let programs = Programs::find(&SearchPlaces::of(self.settings));
         match programs.and_then(|_| native(self.settings, self.instance, self.events)) {
             Ok(engine) => {

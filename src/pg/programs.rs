@@ -206,7 +206,8 @@ fn major(version: &str) -> &str {
     &version[..end]
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 

@@ -232,8 +232,7 @@ impl Engine for NativeEngine {
     async fn flush(&self) -> Result<()> {
         let place = self.find()?.place;
         let what = || "flushing the data folder was cut off";
-        let data = place.data();
-        let flushed = tokio::task::spawn_blocking(move || data::flush(&data).and_then(|()| sync(&place.home)));
+        let flushed = tokio::task::spawn_blocking(move || data::flush(&place.home));
         flushed.await.or_failed(what)?.or_failed(|| "cannot write the new data folder to the disk")
     }
 
@@ -288,10 +287,6 @@ impl Engine for NativeEngine {
 
 fn endpoint(port: u16) -> Endpoint {
     Endpoint { host: HOST.to_owned(), port }
-}
-
-fn sync(folder: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder)?.sync_all()
 }
 
 /// Removes what a server has that does not run: its data folder, which was looked at and first loses its name, so that a

@@ -40,12 +40,11 @@ impl NativeEngine {
                 .warning(format!("the server was not stopped in order: {reason}; PostgreSQL recovers by itself"));
         }
         let programs = self.programs()?;
-        let (place, account, first_password) = match self.reuse(&found, request)? {
-            Some(account) => (found.place.clone(), account, None),
-            None => {
-                let (place, account, password) = self.create(&found, request, &programs).await?;
-                (place, account, Some(password))
-            }
+        let (place, account, first_password) = if let Some(account) = self.reuse(&found, request)? {
+            (found.place.clone(), account, None)
+        } else {
+            let (place, account, password) = self.create(&found, request, &programs).await?;
+            (place, account, Some(password))
         };
         let port = self.launch(request, &place, account, &programs).await?;
         self.events.detail("the profile's limits on memory and processor time are not enforced by the native engine");
@@ -158,7 +157,7 @@ impl NativeEngine {
         programs: &Programs,
     ) -> Result<u16> {
         let socket_dir = self.socket_dir(place);
-        place.create_socket_dir(&socket_dir, account)?;
+        Place::create_socket_dir(&socket_dir, account)?;
         launch::clear_leftovers(&place.data(), &socket_dir, &self.events)?;
         let choice = request.spec.port;
         for port in ports::candidates(choice, request.last_port, &self.instance) {
