@@ -147,7 +147,7 @@ impl Found {
                 (State::Unhealthy, Some("the server's process is stopped by a signal".to_owned()))
             }
             (Some(_), _, Process::Server { stopped: false }) => (State::Starting, None),
-            (Some(_), Some(file), Process::Gone) => {
+            (Some(_), Some(file), Process::Gone | Process::Ending) => {
                 (State::Crashed, Some(format!("its process {} is gone without having stopped in order", file.pid)))
             }
             (Some(_), Some(file), Process::Another(name)) => {

@@ -34,6 +34,8 @@ pub(super) struct PidFile {
 pub(super) enum Process {
     /// The server of this data folder; `stopped` by SIGSTOP or a debugger.
     Server { stopped: bool },
+    /// A server that is ending: it has let go of its memory and folder, so nothing tells whose it is.
+    Ending,
     /// There is no such process, or it is dead and not yet reaped.
     Gone,
     /// Another program got the number.
@@ -78,6 +80,9 @@ impl PidFile {
         let is_server = program.rsplit('/').next().is_some_and(|program| ["postgres", "postmaster"].contains(&program));
         if is_here && is_server {
             return Process::Server { stopped: matches!(state, 'T' | 't') };
+        }
+        if command.is_empty() && name == "postgres" {
+            return Process::Ending;
         }
         Process::Another(name.to_owned())
     }

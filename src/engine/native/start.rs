@@ -158,7 +158,7 @@ impl NativeEngine {
     ) -> Result<u16> {
         let socket_dir = self.socket_dir(place);
         Place::create_socket_dir(&socket_dir, account)?;
-        launch::clear_leftovers(&place.data(), &socket_dir, &self.events)?;
+        launch::clear_leftovers(&place.data(), &socket_dir, &self.events).await?;
         let choice = request.spec.port;
         for port in ports::candidates(choice, request.last_port, &self.instance) {
             if choice == PortChoice::Auto && ports::looks_taken(port) {
