@@ -106,7 +106,7 @@ fn up_new(world: &World) -> Outcome<Vec<Measurement>> {
     let (elapsed, report) = world.timed(&["up", "--dataset", "demo"])?;
     first.tfdev.push_milliseconds(elapsed);
     let container = report["container"].as_str().ok_or("`up` named no container")?;
-    let likeness = world.likeness(container)?;
+    let likeness = world::likeness(container)?;
     for _ in 0..ROUNDS {
         world.timed(&["destroy", "--yes"])?;
         let (elapsed, report) = world.timed(&["up", "--dataset", "demo"])?;

@@ -51,7 +51,7 @@ impl Samples {
         sorted.sort_by(f64::total_cmp);
         let middle = sorted.len() / 2;
         let upper = *sorted.get(middle)?;
-        let median = if sorted.len() % 2 == 0 { f64::midpoint(sorted[middle - 1], upper) } else { upper };
+        let median = if sorted.len().is_multiple_of(2) { f64::midpoint(sorted[middle - 1], upper) } else { upper };
         Some((median, *sorted.first()?, *sorted.last()?))
     }
 

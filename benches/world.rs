@@ -25,7 +25,7 @@ pub(crate) const MEASURE_MEMORY: &str = "--measure-memory";
 const LOGIN_EVERY: Duration = Duration::from_millis(5);
 
 /// How long the first login of a new server may take.
-const LOGIN_LIMIT: Duration = Duration::from_secs(120);
+const LOGIN_LIMIT: Duration = Duration::from_mins(2);
 
 /// The container that tfdev is compared with; every part is that of tfdev's own.
 pub(crate) struct Likeness {
@@ -106,27 +106,6 @@ impl World {
         Ok(bytes / 1e6)
     }
 
-    /// What tfdev's container was made of.
-    pub(crate) fn likeness(&self, container: &str) -> Outcome<Likeness> {
-        let inspected: Value = serde_json::from_str(&docker(&["container", "inspect", container])?)?;
-        let (config, host) = (&inspected[0]["Config"], &inspected[0]["HostConfig"]);
-        let texts = |value: &Value| -> Vec<String> {
-            value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
-        };
-        let arguments = texts(&config["Env"]).into_iter().find(|variable| variable.starts_with("POSTGRES_INITDB_ARGS"));
-        let cores = host["NanoCpus"].as_f64().ok_or("the container has no limit of processor time")? / 1e9;
-        Ok(Likeness {
-            image: config["Image"].as_str().ok_or("the container has no image")?.to_owned(),
-            command: texts(&config["Cmd"]),
-            limits: [
-                format!("--memory={}", host["Memory"]),
-                format!("--shm-size={}", host["ShmSize"]),
-                format!("--cpus={cores}"),
-            ],
-            initdb_arguments: arguments.unwrap_or_default(),
-        })
-    }
-
     /// Runs such a container on a new volume and returns how long it took until its first login.
     pub(crate) fn run_likeness(&self, likeness: &Likeness) -> Outcome<Duration> {
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
@@ -173,6 +152,27 @@ impl Drop for World {
         let _ = docker(&["rm", "--force", &self.key]);
         let _ = docker(&["volume", "rm", "--force", &self.key]);
     }
+}
+
+/// What tfdev's container was made of.
+pub(crate) fn likeness(container: &str) -> Outcome<Likeness> {
+    let inspected: Value = serde_json::from_str(&docker(&["container", "inspect", container])?)?;
+    let (config, host) = (&inspected[0]["Config"], &inspected[0]["HostConfig"]);
+    let texts = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
+    };
+    let arguments = texts(&config["Env"]).into_iter().find(|variable| variable.starts_with("POSTGRES_INITDB_ARGS"));
+    let cores = host["NanoCpus"].as_f64().ok_or("the container has no limit of processor time")? / 1e9;
+    Ok(Likeness {
+        image: config["Image"].as_str().ok_or("the container has no image")?.to_owned(),
+        command: texts(&config["Cmd"]),
+        limits: [
+            format!("--memory={}", host["Memory"]),
+            format!("--shm-size={}", host["ShmSize"]),
+            format!("--cpus={cores}"),
+        ],
+        initdb_arguments: arguments.unwrap_or_default(),
+    })
 }
 
 /// A login without encryption.

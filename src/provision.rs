@@ -38,6 +38,10 @@ pub const MARKER_QUERY: &str = "SELECT to_regclass('tfdev.instance') IS NOT NULL
 const UNLOGGED: &str =
     "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'";
 
+/// The key of the advisory lock, in the database `postgres`, of the session that makes what is missing. The number is
+/// `tfdev` as bytes.
+const LOCK: i64 = 0x74_66_64_65_76;
+
 /// The script that sets the superuser's password from a psql beside the server.
 pub fn superuser_password_script(password: &Password) -> Result<String> {
     let verifier = quote::literal(&scram::verifier(password.expose()))?;
@@ -49,6 +53,11 @@ pub fn superuser_password_script(password: &Password) -> Result<String> {
 pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<u64> {
     let what = || "cannot set up the new server";
     sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
+    // The instance's file lock dies with its holder, and its session may still be making the database.
+    sqlx::raw_sql(AssertSqlSafe(format!("SET lock_timeout = '1min'; SELECT pg_advisory_lock({LOCK})")))
+        .execute(&mut *connection)
+        .await
+        .or_failed(|| "cannot set up the new server: a session of a tfdev that was killed is still at it")?;
     if let Some(other) = marker(connection).await?.filter(|id| *id != wanted.id) {
         return Err(not_ours(wanted.id, other));
     }

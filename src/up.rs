@@ -133,6 +133,9 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     let passwords = Passwords::of(&instance, events)?;
     let last = observed.parts.image.as_deref().or(record.image.as_deref());
     let source = engine.source(settings.image.as_ref(), last).await?;
+    if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
+        events.warning(reason.clone());
+    }
     let mut spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
     let certificate = if inputs.profile.ssl {
         let certificate = ServerCertificate::of(&instance, &settings.state_dir, &engine.host())?;

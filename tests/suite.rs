@@ -4,6 +4,7 @@
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
 //! - `native` is both for the native engine.
+//! - `readme` runs the README's tour.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
 //! each other and as other tfdevs of this machine; and without Docker each test that needs it says so in one line.
@@ -14,4 +15,6 @@ mod cli;
 mod contract;
 mod faults;
 mod native;
+#[cfg(unix)]
+mod readme;
 mod support;

@@ -38,11 +38,11 @@ pub fn main() -> ExitCode {
     let raw: Vec<_> = std::env::args_os().collect();
     let matches = match Arguments::command().try_get_matches_from(&raw) {
         Ok(matches) => matches,
-        Err(error) => return exit::of_usage(&error, raw.iter().any(|argument| argument == "--json")),
+        Err(error) => return exit::of_usage(&error, config::json() || raw.iter().any(|argument| argument == "--json")),
     };
     let arguments = match Arguments::from_arg_matches(&matches) {
         Ok(arguments) => arguments,
-        Err(error) => return exit::of_usage(&error, false),
+        Err(error) => return exit::of_usage(&error, config::json()),
     };
     let output = Output::new(&arguments.global);
     match run(&matches, arguments, &output) {
@@ -57,7 +57,7 @@ pub fn main() -> ExitCode {
 fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Result<ExitCode> {
     match arguments.command {
         // These need no project.
-        Command::Completions(command) => return commands::completions::run(&command),
+        Command::Completions(command) => return commands::completions::run(&command, output),
         Command::Man(command) => return commands::man::run(&command, output),
         _ => {}
     }

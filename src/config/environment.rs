@@ -79,6 +79,11 @@ pub fn variable_of(name: &str) -> Result<Option<Setting<String>>> {
     Ok(value.map(|value| variable.map(|()| value)))
 }
 
+/// Whether `TFDEV_JSON` asks for JSON, also for errors that come before anything else is read.
+pub fn json() -> bool {
+    variable("TFDEV_JSON").is_some_and(|value| !["0", "false", "no", "off", "n", "f"].iter().any(|no| value == *no))
+}
+
 /// Starts this program again without the variables that would change its own sessions with servers
 /// ([`UNWANTED_VARIABLES`]), if one of them is set: they cannot be cleared in a running program without `unsafe`. Returns
 /// the exit status of the second run, where the platform cannot replace the first one by it.

@@ -27,7 +27,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
-pub use environment::{Environment, no_color, restart_without_unwanted, variable_of};
+pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
 pub(crate) use names::{is_instance, nearest};
 pub(crate) use server_setting::{is_on, size_in_bytes};

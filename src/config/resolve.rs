@@ -67,7 +67,7 @@ fn read_file(path: &Path) -> Result<Option<String>> {
 fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
+        let line = 1 + valid.split(|byte| *byte == b'\n').skip(1).count();
         Error::bad_input(format!("{}:{line}: not UTF-8 text", path.display())).hint("save the file as UTF-8")
     })
 }

@@ -354,7 +354,7 @@ fn broken_toml_tells_line_and_column() {
 fn a_file_that_cannot_be_read_is_refused() {
     let world = World::new();
     fs::write(world.project_file(), b"# \xc3\xa4\nproject = \"\xff\"").unwrap();
-    assert!(world.refusal().0.ends_with("tfdev.toml:2: not UTF-8 text"));
+    assert_eq!(world.refusal().0, "2: not UTF-8 text");
     fs::remove_file(world.project_file()).unwrap();
     fs::create_dir(world.project_file()).unwrap();
     assert!(world.refusal().0.starts_with("cannot read `"));

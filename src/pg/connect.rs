@@ -329,7 +329,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 /// Waits until the server is ready and gives the connection that proved it.
 ///
 /// After failed attempts, at most every 100 ms, `still_alive` is asked; its error (the container exited) ends the wait at
-/// once. Nothing here ever waits for a fixed long time: the first attempts are 5 ms apart, later ones [`LONGEST_PAUSE`].
+/// once. Nothing here ever waits for a fixed long time: the first attempts are 5 ms apart, later ones `LONGEST_PAUSE`.
 pub async fn wait_ready<Alive, Answer>(
     login: &Login,
     deadline: Instant,

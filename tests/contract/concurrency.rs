@@ -8,7 +8,7 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::support::{TestEnv, finish, one, start, until};
+use crate::support::{Session, TestEnv, finish, one, query, start, tell, until};
 
 const UP: [&str; 4] = ["up", "--json", "--dataset", "small"];
 
@@ -43,7 +43,7 @@ fn ten_projects_at_once_get_ten_ports() {
 fn ups_killed_among_others_harm_nobody() {
     let Some(env) = TestEnv::docker() else { return };
     let seed = 15;
-    println!("random sequence {seed}");
+    tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let begin = Instant::now();
     let mut running: Vec<_> = (0..20).map(|_| start(env.command(&UP))).collect();
@@ -72,7 +72,7 @@ fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one() {
     let first = finish(start(env.command(&UP))).ok();
     env.run(&["destroy", "--yes"]).ok();
     let seed = 5432;
-    println!("random sequence {seed}");
+    tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let points = 12;
     for point in 0..points {
@@ -137,4 +137,29 @@ fn a_lock_that_is_held_too_long_is_a_conflict() {
     assert_eq!(env.state(), "running", "who only looks needs no lock");
     lock.unlock().unwrap();
     env.run(&["down", "--timeout", "30"]).ok();
+}
+
+#[test]
+fn what_a_killed_up_left_running_in_the_server_is_waited_for() {
+    let Some(env) = TestEnv::docker() else { return };
+    let up = env.up();
+    let superuser = env.superuser_url(&up["port"], "postgres");
+    query(&superuser, "DROP DATABASE taskflow WITH (FORCE)");
+    let mut session = Session::open(&superuser);
+    session.run("BEGIN; LOCK TABLE pg_database IN SHARE MODE");
+    let blocked = || {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tfdev' AND wait_event_type = 'Lock'";
+        one(&superuser, waiting)
+    };
+
+    let mut killed = start(env.command(&UP));
+    until("the first run to make the database", || (blocked() == "1").then_some(()));
+    killed.child.kill().unwrap();
+    finish(killed);
+    let next = start(env.command(&UP));
+    until("the second run at the same point", || (blocked() == "2").then_some(()));
+    session.run("COMMIT");
+    finish(next).ok();
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
 }

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use crate::support::{TestEnv, one, query};
+use crate::support::{TestEnv, finish, one, query, start};
 
 #[test]
 fn a_data_set_is_loaded_into_an_empty_database_only() {
@@ -31,6 +31,25 @@ fn a_data_set_is_loaded_into_an_empty_database_only() {
     // What `up` finds there is neither replaced nor doubled.
     assert_eq!(env.run(&["up", "--json"]).ok().json()["seed"]["applied"], json!(false));
     assert_eq!(users(), "3");
+}
+
+/// Tools that follow `DATABASE_URL` have emptied the wrong server (FAILURES § Security, "the wrong server wiped").
+#[test]
+fn what_deletes_follows_the_project_and_never_database_url() {
+    let Some(env) = TestEnv::docker() else { return };
+    env.up();
+    let precious = env.url();
+    let other = env.other_project("other");
+    env.run_in(&other, &["up", "--dataset", "small"]).ok();
+    for arguments in [
+        &["seed", "--dataset", "small", "--users", "1", "--tasks", "1", "--replace", "--yes"][..],
+        &["destroy", "--yes"],
+    ] {
+        let mut command = env.command_in(&other, arguments);
+        command.env("DATABASE_URL", &precious).env("PGDATABASE", "precious");
+        finish(start(command)).ok();
+        assert_eq!(one(&precious, "SELECT count(*) FROM tasks"), "50", "after {arguments:?}");
+    }
 }
 
 #[test]

@@ -207,6 +207,39 @@ fn the_dev_profile_is_what_the_server_runs_with() {
 }
 
 #[test]
+fn the_prod_profile_is_what_the_server_runs_with() {
+    let Some(env) = TestEnv::docker() else { return };
+    let up = env.run(&["up", "--json", "--profile", "prod", "--dataset", "small"]).ok().json();
+    assert_eq!(up["profile"], json!("prod"));
+    let url = up["url"].as_str().unwrap();
+    settings(
+        url,
+        &[
+            ("max_connections", "100"),
+            ("shared_buffers", "256MB"),
+            ("work_mem", "4MB"),
+            ("maintenance_work_mem", "64MB"),
+            ("wal_level", "logical"),
+            ("log_statement", "ddl"),
+            ("log_min_duration_statement", "1s"),
+            ("ssl", "on"),
+            ("fsync", "on"),
+            ("synchronous_commit", "on"),
+            ("full_page_writes", "on"),
+        ],
+    );
+    let encrypted = "SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()";
+    assert_eq!(one(url, encrypted), "t");
+    let session = env.run(&["psql", "--profile", "prod", "--", "-Atc", encrypted]).ok();
+    assert_eq!(session.stdout.trim(), "t");
+    let inspected = docker::inspect(up["container"].as_str().unwrap());
+    assert_eq!(
+        (&inspected["HostConfig"]["Memory"], &inspected["HostConfig"]["NanoCpus"]),
+        (&json!(1_u64 << 30), &json!(1_000_000_000))
+    );
+}
+
+#[test]
 fn the_test_profile_is_fast_and_in_memory() {
     let Some(env) = TestEnv::docker() else { return };
     let up = env.run(&["up", "--json", "--instance", "test", "--dataset", "small"]).ok().json();

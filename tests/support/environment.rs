@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Outcome, docker, finish, start};
+use super::{Outcome, docker, finish, start, tell};
 
 /// Variables that are passed on: what programs need to be found, and what test coverage needs.
 const KEPT: [&str; 2] = ["PATH", "LLVM_PROFILE_FILE"];
@@ -49,10 +49,7 @@ impl TestEnv {
             Err(reason) => {
                 assert!(variable("TFDEV_REQUIRE_DOCKER").is_none_or(|value| value != "1"), "needs Docker: {reason}");
                 let thread = std::thread::current();
-                #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
-                {
-                    eprintln!("skipped: needs Docker: {} ({reason})", thread.name().unwrap_or_default());
-                }
+                tell(&format!("skipped: needs Docker: {} ({reason})", thread.name().unwrap_or_default()));
                 None
             }
         }
@@ -230,10 +227,9 @@ fn ensure_image() -> Result<String, String> {
     lock.lock().unwrap();
     let run = variable("NEXTEST_RUN_ID").unwrap_or_else(|| std::process::id().to_string());
     let known = folder.join("image-of-this-run");
-    if let Some((known_run, image)) = std::fs::read_to_string(&known).unwrap_or_default().split_once(' ') {
-        if known_run == run {
-            return Ok(image.to_owned());
-        }
+    let found_out = std::fs::read_to_string(&known).unwrap_or_default();
+    if let Some((_, image)) = found_out.split_once(' ').filter(|(known_run, _)| *known_run == run) {
+        return Ok(image.to_owned());
     }
     let outcome = TestEnv::new().run(&["image", "ensure", "--json"]);
     if !outcome.status.success() {

@@ -8,12 +8,12 @@ mod sql;
 
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
-pub(crate) use sql::{one, query, try_query};
+pub(crate) use sql::{Session, one, query, try_query};
 
 use std::time::{Duration, Instant};
 
 /// How long a test waits for something that is to happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Waits until `condition` gives a value; `what` names it if it never does.
 pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
@@ -25,4 +25,10 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Says something about a test that must be seen.
+#[expect(clippy::print_stderr, reason = "standard error is where the test runner shows what a test says")]
+pub(crate) fn tell(text: &str) {
+    eprintln!("{text}");
 }

@@ -31,3 +31,24 @@ pub(crate) fn try_query(url: &str, sql: &str) -> Result<Vec<String>, sqlx::Error
         texts.collect()
     })
 }
+
+/// A session that stays open, for what one session does while others do something else.
+pub(crate) struct Session {
+    runtime: tokio::runtime::Runtime,
+    connection: PgConnection,
+}
+
+impl Session {
+    /// Logs in.
+    pub(crate) fn open(url: &str) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let connection = runtime.block_on(PgConnection::connect(url)).unwrap();
+        Self { runtime, connection }
+    }
+
+    /// Runs statements.
+    pub(crate) fn run(&mut self, sql: &str) {
+        let statements = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connection);
+        self.runtime.block_on(statements).unwrap();
+    }
+}

@@ -6,7 +6,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 
 use crate::cli::args::Arguments;
-use crate::cli::output::write_stdout;
+use crate::cli::output::Output;
 use crate::error::Result;
 
 /// Print shell completion
@@ -18,9 +18,10 @@ pub struct Completions {
     shell: Shell,
 }
 
-pub(in crate::cli) fn run(command: &Completions) -> Result<ExitCode> {
+pub(in crate::cli) fn run(command: &Completions, output: &Output) -> Result<ExitCode> {
     let mut text = Vec::new();
     clap_complete::generate(command.shell, &mut Arguments::command(), "tfdev", &mut text);
-    write_stdout(&text)?;
+    let object = serde_json::json!({ "completions": String::from_utf8_lossy(&text) });
+    output.result(&object, |out| out.write_all(&text))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -22,11 +22,13 @@ enum Action {
     /// Make sure that there is an image: there already, else pulled, else built offline
     Ensure {
         /// The image [default: postgres:15-alpine]
+        #[arg(id = "reference", value_name = "IMAGE")]
         image: Option<String>,
     },
     /// Pull an image from its registry
     Pull {
         /// The image [default: postgres:15-alpine]
+        #[arg(id = "reference", value_name = "IMAGE")]
         image: Option<String>,
     },
     /// Make tfdev/postgres:15-offline from the PostgreSQL 15 that is installed on this machine
@@ -45,6 +47,7 @@ enum Action {
         /// The file
         file: PathBuf,
         /// The image [default: the one that `up` would take]
+        #[arg(id = "reference", value_name = "IMAGE")]
         image: Option<String>,
     },
 }

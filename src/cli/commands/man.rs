@@ -7,7 +7,6 @@ use clap::{Args, CommandFactory};
 
 use crate::cli::args::Arguments;
 use crate::cli::output::Output;
-use crate::cli::output::write_stdout;
 use crate::error::{Context, Result};
 
 /// Print the manual pages
@@ -23,12 +22,14 @@ pub(in crate::cli) fn run(command: &Man, output: &Output) -> Result<ExitCode> {
         let mut text = Vec::new();
         let page = clap_mangen::Man::new(Arguments::command());
         page.render(&mut text).or_failed(|| "cannot write the manual page")?;
-        write_stdout(&text)?;
+        output.result(&serde_json::json!({ "man": String::from_utf8_lossy(&text) }), |out| out.write_all(&text))?;
         return Ok(ExitCode::SUCCESS);
     };
     let failed = || format!("cannot write the manual pages into `{}`", folder.display());
     std::fs::create_dir_all(folder).or_failed(failed)?;
     clap_mangen::generate_to(Arguments::command(), folder).or_failed(failed)?;
-    output.note(&format!("Wrote the manual pages into {}", folder.display()));
+    let shown = folder.display().to_string();
+    output
+        .result(&serde_json::json!({ "folder": shown }), |out| writeln!(out, "Wrote the manual pages into {shown}"))?;
     Ok(ExitCode::SUCCESS)
 }

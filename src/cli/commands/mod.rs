@@ -40,7 +40,7 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,
         Command::Init(command) => init::run(&command, session)?,
-        Command::Completions(command) => return completions::run(&command),
+        Command::Completions(command) => return completions::run(&command, &session.output),
         Command::Man(command) => return man::run(&command, &session.output),
     }
     Ok(ExitCode::SUCCESS)

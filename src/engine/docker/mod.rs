@@ -12,6 +12,7 @@ pub mod endpoint;
 pub mod errors;
 pub mod exec;
 pub mod labels;
+mod room;
 mod start;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -209,6 +210,12 @@ impl Container {
         self.state.running.unwrap_or_default() && !self.state.paused.unwrap_or_default()
     }
 
+    /// Whether its process was ever started.
+    fn has_run(&self) -> bool {
+        // The engine writes the year 1 for "never".
+        self.state.started_at.as_deref().is_some_and(|at| !at.starts_with("0001-"))
+    }
+
     fn is_paused(&self) -> bool {
         self.state.paused.unwrap_or_default()
     }
@@ -224,7 +231,8 @@ impl Container {
         if self.is_paused() {
             (State::Unhealthy, Some("the container is paused".to_owned()))
         } else if state.running.unwrap_or_default() {
-            (State::Starting, None)
+            let killed = "a process of the server was killed because the container needed more memory than its limit";
+            (State::Starting, state.oom_killed.unwrap_or_default().then(|| killed.to_owned()))
         } else if state.oom_killed.unwrap_or_default() {
             (State::Crashed, Some("it needed more memory than its limit".to_owned()))
         } else if code != 0 {
@@ -283,8 +291,7 @@ impl Engine for DockerEngine {
     async fn check_alive(&self) -> Result<()> {
         let name = self.instance.container_name();
         match self.container().await? {
-            Some(container) if container.state.running.unwrap_or_default() => Ok(()),
-            Some(container) => Err(self.ended(&name, &container.state).await),
+            Some(container) => self.check_alive_now(&container).await,
             None => Err(Error::failed(format!("the container `{name}` was removed while tfdev waited for it"))
                 .hint("run `tfdev up` again")),
         }

@@ -3,6 +3,8 @@
 //! What must hold: each step can be the last one before a kill, and the next call goes on from there. The volume is
 //! filled only while no server has ever run on it, which its own contents prove.
 
+use std::path::Path;
+
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
     ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
@@ -13,9 +15,9 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels};
+use super::{Container, DockerEngine, container, labels, room};
 use crate::config::PortChoice;
-use crate::engine::cluster::{Cluster, MARKER};
+use crate::engine::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
 use crate::engine::{StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::Password;
@@ -61,9 +63,11 @@ impl DockerEngine {
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
     async fn start_again(&self, request: &StartRequest, found: &Container) -> Result<Option<Started>> {
         if request.spec.data == DataPlacement::Volume {
-            match self.contents().await? {
-                Contents::Complete => {}
-                Contents::Fresh => return Ok(None),
+            if found.has_run() {
+                // A server only ever starts on a complete volume.
+                self.check_version().await?;
+            } else if matches!(self.contents().await?, Contents::Fresh) {
+                return Ok(None);
             }
         }
         self.explain_last_end(found);
@@ -150,7 +154,11 @@ impl DockerEngine {
     async fn create_volume(&self, request: &StartRequest) -> Result<()> {
         let body = container::volume(&self.instance, request.id, &request.spec);
         let name = self.instance.volume_name();
-        self.docker().create_volume(body).await.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
+        let made = self.docker().create_volume(body).await;
+        let made = made.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
+        if self.connection.endpoint.is_local() {
+            room::check(Path::new(&made.mountpoint))?;
+        }
         // Another user of the same daemon may have made one of the same name in the meantime.
         self.volume().await?;
         Ok(())
@@ -268,22 +276,11 @@ impl DockerEngine {
     /// What the volume of the (not running) container holds.
     async fn contents(&self) -> Result<Contents> {
         let volume = self.instance.volume_name();
-        if self.has_file(MARKER).await? {
-            let version = self.read_file("PG_VERSION").await?;
-            let version = version.trim();
-            if version == POSTGRES_MAJOR.to_string() {
-                return Ok(Contents::Complete);
-            }
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!("the volume `{volume}` holds data of PostgreSQL {version}, and tfdev runs {POSTGRES_MAJOR}"),
-            )
-            .hint(format!(
-                "dump it with a PostgreSQL {version} server (`docker run -v {volume}:{DATA_DIRECTORY} postgres:{version}-alpine`, \
-                 then `pg_dump`), run `tfdev destroy` and `tfdev up`, and load the dump"
-            )));
+        if self.file_time(MARKER).await?.is_some() {
+            self.check_version().await?;
+            return Ok(Contents::Complete);
         }
-        if self.has_file("postmaster.opts").await? {
+        if self.file_time("postmaster.opts").await?.is_some() {
             return Err(Error::new(
                 ErrorKind::Refused,
                 format!("the volume `{volume}` has this project's label, but a data folder that tfdev did not make"),
@@ -293,13 +290,39 @@ impl DockerEngine {
         Ok(Contents::Fresh)
     }
 
-    async fn has_file(&self, file: &str) -> Result<bool> {
+    /// Fails, with the way out, if the data is of another major version.
+    async fn check_version(&self) -> Result<()> {
+        let written = self.file_time("PG_VERSION").await?;
+        if written
+            .and_then(|at| at.parse::<jiff::Timestamp>().ok())
+            .is_some_and(|at| at.as_second() == VERSION_FILE_TIME)
+        {
+            return Ok(());
+        }
+        let version = self.read_file("PG_VERSION").await?;
+        let version = version.trim();
+        if version == POSTGRES_MAJOR.to_string() {
+            return Ok(());
+        }
+        let volume = self.instance.volume_name();
+        Err(Error::new(
+            ErrorKind::Refused,
+            format!("the volume `{volume}` holds data of PostgreSQL {version}, and tfdev runs {POSTGRES_MAJOR}"),
+        )
+        .hint(format!(
+            "dump it with a PostgreSQL {version} server (`docker run -v {volume}:{DATA_DIRECTORY} postgres:{version}-alpine`, \
+             then `pg_dump`), run `tfdev destroy` and `tfdev up`, and load the dump"
+        )))
+    }
+
+    /// When a file of the data folder was written last, as the engine says it; `None` if there is no such file.
+    async fn file_time(&self, file: &str) -> Result<Option<String>> {
         let name = self.instance.container_name();
         let path = format!("{DATA_DIRECTORY}/{file}");
         let options = ContainerArchiveInfoOptionsBuilder::default().path(&path).build();
         match self.docker().get_container_archive_info(&name, Some(options)).await {
-            Ok(_) => Ok(true),
-            Err(error) if is_not_found(&error) => Ok(false),
+            Ok(found) => Ok(Some(found.modification_time.unwrap_or_default())),
+            Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(failed(&format!("look for `{path}` in container `{name}`"), error)),
         }
     }
@@ -354,7 +377,7 @@ impl DockerEngine {
         Ok(Started { created, started, endpoint: self.endpoint(port), first_password, parts: self.parts(&found) })
     }
 
-    async fn check_alive_now(&self, found: &Container) -> Result<()> {
+    pub(super) async fn check_alive_now(&self, found: &Container) -> Result<()> {
         if found.state.running.unwrap_or_default() {
             return Ok(());
         }
