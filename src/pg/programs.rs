@@ -49,7 +49,7 @@ pub struct SearchPlaces {
 }
 
 /// PostgreSQL 15's programs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Programs {
     /// The full version, for example `15.18`.
     pub version: String,

@@ -31,6 +31,7 @@ use uuid::Uuid;
 use super::account::Account;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Instance, private_file};
+use crate::pg::programs::Programs;
 use crate::spec::hexadecimal;
 
 /// Where homes are if root runs tfdev.
@@ -55,6 +56,8 @@ pub(super) struct Kept {
     pub(super) spec_hash: String,
     /// Its profile.
     pub(super) profile: String,
+    /// The programs that it was started with.
+    pub(super) programs: Programs,
 }
 
 /// The folders of an instance's server.
