@@ -75,6 +75,7 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
         ("POSTGRES_PASSWORD_FILE", "/run/secrets/superuser-password"),
         ("POSTGRES_INITDB_ARGS", &initdb_arguments(spec.data)),
         ("PGDATA", DATA_DIRECTORY),
+        ("TZ", container::TIME_ZONE),
     ] {
         line(6, &format!("{name}: {}", scalar(value)));
     }

@@ -108,8 +108,11 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
         }
         Err(pg::LoginError::StartingUp(_)) => report.reason = Some("the server recovers or starts up".to_owned()),
         Err(error) => {
-            report.state = State::Unhealthy;
-            report.reason = Some(error.to_string());
+            // It may have ended since it was looked at.
+            let now = engine.observe().await?;
+            let alive = now.state == State::Starting;
+            report.state = if alive { State::Unhealthy } else { now.state };
+            report.reason = if alive { Some(error.to_string()) } else { now.reason };
         }
     }
     Ok(report)

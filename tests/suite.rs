@@ -1,8 +1,9 @@
-//! Drives the real binary against the real Docker Engine.
+//! Drives the real binary against the real Docker Engine and the PostgreSQL 15 of this machine.
 //!
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
+//! - `native` is both for the native engine.
 //! - `readme` runs the README's tour.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
@@ -13,6 +14,7 @@
 mod cli;
 mod contract;
 mod faults;
+mod native;
 #[cfg(unix)]
 mod readme;
 mod support;

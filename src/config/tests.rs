@@ -26,6 +26,7 @@ image = "postgres:15-alpine"
 
 [native]
 bin_dir = "/usr/lib/postgresql/15/bin"
+user = "postgres"               # who runs the server of root
 
 [external]
 url = "postgres://…"            # no password here
@@ -165,7 +166,7 @@ fn the_example_of_the_reference_is_taken() {
     assert_eq!(settings.migrations_dir.unwrap().value, world.project().join("migrations"));
     assert_eq!(settings.profiles["perf"].extends.as_ref().unwrap().value, "prod");
     assert_eq!(settings.profiles["perf"].settings["random_page_cost"].value, "1.1");
-    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(27));
+    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(28));
     // Every key of the table that may stand in a file is in the example, so neither forgets one.
     let table: toml::Table = toml::from_str(REFERENCE_EXAMPLE).unwrap();
     for key in KEYS.iter().filter(|key| !matches!(key.place, Place::Flag(_))) {

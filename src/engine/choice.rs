@@ -13,6 +13,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
 use crate::pg::programs::{Programs, SearchPlaces};
+use crate::spec::POSTGRES_MAJOR;
 
 /// An engine, and why it is this one.
 pub struct Chosen {
@@ -44,15 +45,19 @@ pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Ev
     if let Some((engine, reason)) = candidates.bound().await? {
         return Ok(Chosen { engine, reason });
     }
-    let chosen = candidates.first_that_answers().await?;
+    let mut chosen = candidates.first_that_answers().await?;
     // Who names an image means Docker.
-    if chosen.engine.kind() != EngineKind::Docker || settings.image.is_some() {
-        return Ok(chosen);
+    if chosen.engine.kind() == EngineKind::Docker
+        && settings.image.is_none()
+        && let Err(no_image) = chosen.engine.source(None, None).await
+        && no_image.kind() == ErrorKind::NoEngine
+    {
+        chosen = candidates.instead_of_docker(&no_image)?;
     }
-    match chosen.engine.source(None, None).await {
-        Err(no_image) if no_image.kind() == ErrorKind::NoEngine => candidates.instead_of_docker(&no_image),
-        _ => Ok(chosen),
+    if chosen.engine.kind() == EngineKind::Native {
+        events.note(format!("Using PostgreSQL {POSTGRES_MAJOR} of this machine: {}", chosen.reason));
     }
+    Ok(chosen)
 }
 
 impl Candidates<'_> {
@@ -132,11 +137,7 @@ impl Candidates<'_> {
     fn instead_of_docker(&self, why: &Error) -> Result<Chosen> {
         let programs = Programs::find(&SearchPlaces::of(self.settings));
         match programs.and_then(|_| native(self.settings, self.instance, self.events)) {
-            Ok(engine) => {
-                let reason = format!("Docker cannot be used: {why}");
-                self.events.note(format!("Using the PostgreSQL 15 of this machine: {reason}"));
-                Ok(Chosen { engine, reason })
-            }
+            Ok(engine) => Ok(Chosen { engine, reason: format!("Docker cannot be used: {why}") }),
             Err(missing) => {
                 let message = format!("no engine can be used: for Docker, {why}; for the native one, {missing}");
                 let hints = why.hints().iter().chain(missing.hints());

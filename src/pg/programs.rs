@@ -49,7 +49,7 @@ pub struct SearchPlaces {
 }
 
 /// PostgreSQL 15's programs.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Programs {
     /// The full version, for example `15.18`.
     pub version: String,
@@ -206,7 +206,8 @@ fn major(version: &str) -> &str {
     &version[..end]
 }
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests {
     use std::os::unix::fs::{PermissionsExt as _, symlink};
 

@@ -11,7 +11,7 @@ use crate::support::{Outcome, TestEnv, finish, start};
 
 /// `up --json` with this DOCKER_HOST.
 fn up_with_host(env: &TestEnv, host: &str) -> Outcome {
-    let mut command = env.command(&["up", "--json", "--timeout", "1"]);
+    let mut command = env.command(&["up", "--engine", "docker", "--json", "--timeout", "1"]);
     command.env("DOCKER_HOST", host);
     finish(start(command))
 }
@@ -72,7 +72,7 @@ fn a_daemon_that_may_not_be_used_is_told_as_that() {
     }
     open(env.project.clone(), 0o777);
     open(path.clone(), 0o000);
-    let tfdev = env.command(&["status", "--json"]);
+    let tfdev = env.command(&["status", "--engine", "docker", "--json"]);
     // Root may do anything, so root becomes nobody first; with a copy of the program that nobody can reach.
     let program = env.path("tfdev");
     std::fs::copy(tfdev.get_program(), &program).unwrap();
@@ -99,7 +99,7 @@ fn the_context_decides_unless_docker_host_does() {
     let context = serde_json::json!({ "Name": "elsewhere", "Endpoints": { "docker": { "Host": host } } });
     std::fs::write(meta.join("meta.json"), context.to_string()).unwrap();
     let status = |variables: &[(&str, &str)]| {
-        let mut command = env.command(&["status", "--json"]);
+        let mut command = env.command(&["status", "--engine", "docker", "--json"]);
         command.env("DOCKER_CONFIG", &config).envs(variables.iter().copied());
         message(finish(start(command)))
     };

@@ -23,6 +23,10 @@ pub const PASSWORD_FILE: &str = "/etc/tfdev/superuser-password";
 
 const SECOND: i64 = 1_000_000_000;
 
+/// The time zone of the server and its log, which is what images have anyway. Told, because `initdb` otherwise reads every
+/// time zone's file to find out, which took 9 s on a slow file system.
+pub const TIME_ZONE: &str = "UTC";
+
 /// The environment of the server's container: where the secret is, never the secret.
 pub fn environment(data: DataPlacement) -> Vec<String> {
     vec![
@@ -31,6 +35,7 @@ pub fn environment(data: DataPlacement) -> Vec<String> {
         format!("POSTGRES_PASSWORD_FILE={PASSWORD_FILE}"),
         format!("POSTGRES_INITDB_ARGS={}", initdb_arguments(data)),
         format!("PGDATA={DATA_DIRECTORY}"),
+        format!("TZ={TIME_ZONE}"),
     ]
 }
 

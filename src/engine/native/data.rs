@@ -311,7 +311,15 @@ pub(super) fn remove(folder: &Path) -> Result<()> {
     }
 }
 
+/// Makes sure that all files of a folder survive a crash of the machine: by one flush of its file system, which takes a
+/// tenth of a second where a thousand flushes of files take three.
+#[cfg(target_os = "linux")]
+pub(super) fn flush(folder: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(folder)?)?)
+}
+
 /// Makes sure that all files of a folder survive a crash of the machine. Files that go away meanwhile need not.
+#[cfg(not(target_os = "linux"))]
 pub(super) fn flush(folder: &Path) -> io::Result<()> {
     for entry in fs::read_dir(folder)? {
         let entry = entry?;

@@ -129,10 +129,14 @@ async fn wait_until_listening(launched: &mut Launched, data: &Path, deadline: In
 }
 
 /// Removes what a server that is gone left, and what would keep the next one from starting.
-pub(super) fn clear_leftovers(data: &Path, socket_dir: &Path, events: &Events) -> Result<()> {
+pub(super) async fn clear_leftovers(data: &Path, socket_dir: &Path, events: &Events) -> Result<()> {
     if let Some(file) = PidFile::read(data) {
+        let deadline = Instant::now() + LEFTOVERS_LIMIT;
+        while file.process(data) == Process::Ending && Instant::now() < deadline {
+            sleep(LOOK).await;
+        }
         let why = match file.process(data) {
-            Process::Server { .. } => return Ok(()),
+            Process::Server { .. } | Process::Ending => return Ok(()),
             Process::Gone => "which is gone".to_owned(),
             Process::Another(name) => format!("whose number `{name}` has now"),
         };
@@ -161,13 +165,13 @@ pub(super) enum Stop {
 /// Stops the server, if it runs, within `limit`, or at once after that. Returns whether it was running.
 pub(super) async fn stop(data: &Path, how: Stop, limit: Duration, events: &Events) -> Result<bool> {
     let Some(file) = PidFile::read(data) else { return Ok(false) };
-    let Process::Server { stopped } = file.process(data) else { return Ok(false) };
-    if stopped {
-        // A process that is stopped hears no other signal.
-        file.signal(Signal::CONT)?;
+    match file.process(data) {
+        Process::Server { .. } => {}
+        Process::Ending => return wait_until_gone(&file, data, limit).await.map(|_| false),
+        Process::Gone | Process::Another(_) => return Ok(false),
     }
     file.signal(if how == Stop::Fast { Signal::INT } else { Signal::QUIT })?;
-    if wait_until_gone(&file, data, limit).await {
+    if wait_until_gone(&file, data, limit).await? {
         return Ok(true);
     }
     events.warning(format!(
@@ -176,7 +180,7 @@ pub(super) async fn stop(data: &Path, how: Stop, limit: Duration, events: &Event
     ));
     for signal in [Signal::QUIT, Signal::KILL] {
         file.signal(signal)?;
-        if wait_until_gone(&file, data, Duration::from_secs(10)).await {
+        if wait_until_gone(&file, data, Duration::from_secs(10)).await? {
             return Ok(true);
         }
     }
@@ -184,13 +188,18 @@ pub(super) async fn stop(data: &Path, how: Stop, limit: Duration, events: &Event
         .hint(format!("look at it with `ps -fp {}`", file.pid)))
 }
 
-async fn wait_until_gone(file: &PidFile, data: &Path, limit: Duration) -> bool {
+async fn wait_until_gone(file: &PidFile, data: &Path, limit: Duration) -> Result<bool> {
     let deadline = Instant::now() + limit;
-    while matches!(file.process(data), Process::Server { .. }) {
+    loop {
+        match file.process(data) {
+            // A process that is stopped hears no other signal.
+            Process::Server { stopped: true } => file.signal(Signal::CONT)?,
+            Process::Server { stopped: false } | Process::Ending => {}
+            Process::Gone | Process::Another(_) => return Ok(true),
+        }
         if Instant::now() >= deadline {
-            return false;
+            return Ok(false);
         }
         sleep(LOOK).await;
     }
-    true
 }

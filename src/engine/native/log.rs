@@ -110,6 +110,9 @@ async fn wait_for(path: &Path) -> io::Result<File> {
 /// Where the last `lines` lines begin.
 fn start_of_last(file: &mut File, lines: u32) -> io::Result<u64> {
     let mut position = file.metadata()?.len();
+    if lines == 0 {
+        return Ok(position);
+    }
     let mut missing = lines;
     let mut buffer = vec![0; PIECE];
     let end = position;
@@ -130,7 +133,7 @@ fn start_of_last(file: &mut File, lines: u32) -> io::Result<u64> {
             }
         }
     }
-    Ok(if lines == 0 { end } else { 0 })
+    Ok(0)
 }
 
 #[cfg(test)]

@@ -88,6 +88,17 @@ impl NativeEngine {
         Programs::find(&self.places)
     }
 
+    /// The programs of the running server, which need not be asked again, or those that a start would use.
+    fn programs_in_use(&self) -> Result<Programs> {
+        let found = self.find()?;
+        let used = found.kept.as_ref().filter(|_| found.is_running()).map(|kept| kept.programs.clone());
+        let is_wanted = |used: &Programs| match &self.places.bin_dir {
+            Some(named) => named.canonicalize().is_ok_and(|named| named == used.bin_dir),
+            None => used.program("postgres").exists(),
+        };
+        used.filter(is_wanted).map_or_else(|| self.programs(), Ok)
+    }
+
     /// Looks at what is there.
     fn find(&self) -> Result<Found> {
         let kept = Kept::read(&self.instance);
@@ -107,7 +118,7 @@ impl NativeEngine {
     fn program(&self, command: &[&str], found: &Found) -> Result<(PathBuf, Vec<(&'static str, String)>)> {
         let port = found.running_port().ok_or_else(|| self.instance.not_running(None))?;
         let variables = [("PGHOST", self.socket_dir(&found.place).display().to_string()), ("PGPORT", port.to_string())];
-        Ok((self.programs()?.program(command[0]), variables.to_vec()))
+        Ok((self.programs_in_use()?.program(command[0]), variables.to_vec()))
     }
 
     fn launched(&self) -> std::sync::MutexGuard<'_, Option<Launched>> {
@@ -147,7 +158,7 @@ impl Found {
                 (State::Unhealthy, Some("the server's process is stopped by a signal".to_owned()))
             }
             (Some(_), _, Process::Server { stopped: false }) => (State::Starting, None),
-            (Some(_), Some(file), Process::Gone) => {
+            (Some(_), Some(file), Process::Gone | Process::Ending) => {
                 (State::Crashed, Some(format!("its process {} is gone without having stopped in order", file.pid)))
             }
             (Some(_), Some(file), Process::Another(name)) => {
@@ -232,8 +243,7 @@ impl Engine for NativeEngine {
     async fn flush(&self) -> Result<()> {
         let place = self.find()?.place;
         let what = || "flushing the data folder was cut off";
-        let data = place.data();
-        let flushed = tokio::task::spawn_blocking(move || data::flush(&data).and_then(|()| sync(&place.home)));
+        let flushed = tokio::task::spawn_blocking(move || data::flush(&place.home));
         flushed.await.or_failed(what)?.or_failed(|| "cannot write the new data folder to the disk")
     }
 
@@ -241,8 +251,7 @@ impl Engine for NativeEngine {
         if let Some(requested) = requested {
             self.events.detail(format!("the image that {} names is not used: the engine is native", requested.origin));
         }
-        let programs = self.programs()?;
-        let name = programs.to_string();
+        let name = self.programs_in_use()?.to_string();
         Ok(Source { id: hexadecimal(&Sha256::digest(&name)[..8]), name })
     }
 
@@ -288,10 +297,6 @@ impl Engine for NativeEngine {
 
 fn endpoint(port: u16) -> Endpoint {
     Endpoint { host: HOST.to_owned(), port }
-}
-
-fn sync(folder: &Path) -> std::io::Result<()> {
-    std::fs::File::open(folder)?.sync_all()
 }
 
 /// Removes what a server has that does not run: its data folder, which was looked at and first loses its name, so that a

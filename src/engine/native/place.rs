@@ -31,6 +31,7 @@ use uuid::Uuid;
 use super::account::Account;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Instance, private_file};
+use crate::pg::programs::Programs;
 use crate::spec::hexadecimal;
 
 /// Where homes are if root runs tfdev.
@@ -55,6 +56,8 @@ pub(super) struct Kept {
     pub(super) spec_hash: String,
     /// Its profile.
     pub(super) profile: String,
+    /// The programs that it was started with.
+    pub(super) programs: Programs,
 }
 
 /// The folders of an instance's server.
@@ -170,7 +173,7 @@ impl Place {
     }
 
     /// Makes the folder of the socket, open to the server's user alone.
-    pub(super) fn create_socket_dir(&self, folder: &Path, account: Account) -> Result<()> {
+    pub(super) fn create_socket_dir(folder: &Path, account: Account) -> Result<()> {
         let own = geteuid().as_raw();
         // A kill may have come between making it and giving it away.
         let made = match fs::symlink_metadata(folder) {
@@ -216,7 +219,7 @@ fn is_tmpfs_with(folder: &Path, room: u64) -> bool {
     /// `TMPFS_MAGIC` of `linux/magic.h`.
     const TMPFS: u64 = 0x0102_1994;
     let Ok(found) = rustix::fs::statfs(folder) else { return false };
-    let free = found.f_bavail.saturating_mul(found.f_bsize.unsigned_abs().into());
+    let free = found.f_bavail.saturating_mul(found.f_bsize.unsigned_abs());
     u64::try_from(found.f_type).is_ok_and(|kind| kind == TMPFS) && free >= room
 }
 

@@ -34,6 +34,8 @@ pub(super) struct PidFile {
 pub(super) enum Process {
     /// The server of this data folder; `stopped` by SIGSTOP or a debugger.
     Server { stopped: bool },
+    /// A server that is ending: it has let go of its memory and folder, so nothing tells whose it is.
+    Ending,
     /// There is no such process, or it is dead and not yet reaped.
     Gone,
     /// Another program got the number.
@@ -57,10 +59,10 @@ impl PidFile {
 
     /// Looks what its process is.
     pub(super) fn process(&self, data: &Path) -> Process {
-        if Path::new("/proc/self/stat").exists() { self.from_proc(data) } else { self.from_ps() }
+        if Path::new("/proc/self/stat").exists() { self.look_in_proc(data) } else { self.ask_ps() }
     }
 
-    fn from_proc(&self, data: &Path) -> Process {
+    fn look_in_proc(&self, data: &Path) -> Process {
         let folder = Path::new("/proc").join(self.pid.to_string());
         let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return Process::Gone };
         let Some((name, rest)) = stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(") ")) else {
@@ -79,11 +81,14 @@ impl PidFile {
         if is_here && is_server {
             return Process::Server { stopped: matches!(state, 'T' | 't') };
         }
+        if command.is_empty() && name == "postgres" {
+            return Process::Ending;
+        }
         Process::Another(name.to_owned())
     }
 
     /// Where there is no `/proc`: by the program's name and age.
-    fn from_ps(&self) -> Process {
+    fn ask_ps(&self) -> Process {
         let output = Command::new("ps").args(["-o", "stat=,etime=,comm=", "-p", &self.pid.to_string()]).output();
         let Ok(output) = output else { return Process::Gone };
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -152,10 +157,10 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         let own = file(std::process::id(), now);
         assert!(matches!(own.process(Path::new("/")), Process::Another(_)));
-        assert!(matches!(own.from_ps(), Process::Another(_)));
+        assert!(matches!(own.ask_ps(), Process::Another(_)));
         // The highest number that Linux ever gives is 4,194,304.
         assert_eq!(file(4_194_305, now).process(Path::new("/")), Process::Gone);
-        assert_eq!(file(4_194_305, now).from_ps(), Process::Gone);
+        assert_eq!(file(4_194_305, now).ask_ps(), Process::Gone);
     }
 
     #[test]
@@ -166,7 +171,7 @@ mod tests {
             assert!(std::time::Instant::now() < deadline);
             std::thread::sleep(Duration::from_millis(1));
         }
-        assert_eq!(file(child.id(), 0).from_ps(), Process::Gone);
+        assert_eq!(file(child.id(), 0).ask_ps(), Process::Gone);
         child.wait().unwrap();
     }
 
@@ -185,10 +190,10 @@ mod tests {
         let data = cluster.data();
         let found = PidFile::read(&data).unwrap();
         assert_eq!(found.process(&data), Process::Server { stopped: false });
-        assert_eq!(found.from_ps(), Process::Server { stopped: false });
+        assert_eq!(found.ask_ps(), Process::Server { stopped: false });
         assert_eq!(found.port, Some(cluster.login.port));
         assert!(matches!(found.process(Path::new("/tmp")), Process::Another(_)), "another data folder's server");
         let older = PidFile { start_time: found.start_time - 3600, ..found };
-        assert!(matches!(older.from_ps(), Process::Another(_)), "a number that was given again");
+        assert!(matches!(older.ask_ps(), Process::Another(_)), "a number that was given again");
     }
 }

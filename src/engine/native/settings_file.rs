@@ -39,11 +39,11 @@ pub(super) fn write(
         put("server.key", certificate.key.expose())?;
         put("pg_hba.conf", TLS_ONLY_RULES)?;
     }
-    put("tfdev.conf", &text(&request.spec, port, socket_dir))
+    put("tfdev.conf", &text(&request.spec, &place.home, port, socket_dir))
 }
 
 /// The settings as a file.
-fn text(spec: &ServerSpec, port: u16, socket_dir: &Path) -> String {
+fn text(spec: &ServerSpec, home: &Path, port: u16, socket_dir: &Path) -> String {
     let mut text = format!(
         "# Made anew by each `tfdev up` that starts the server: profile `{}` of tfdev.toml.\n",
         spec.profile.escape_default()
@@ -51,8 +51,8 @@ fn text(spec: &ServerSpec, port: u16, socket_dir: &Path) -> String {
     let mut line = |name: &str, value: &str| writeln!(text, "{name} = {}", quoted(value)).expect("a String takes all");
     for (name, value) in &spec.settings {
         match TLS_FILES.iter().find(|(setting, _)| setting == name) {
-            // The spec has the paths inside a container.
-            Some((_, file)) => line(name, &format!("../{file}")),
+            // The spec has the paths inside a container. Absolute, for `hba_file` is relative to nothing that lasts.
+            Some((_, file)) => line(name, &home.join(file).display().to_string()),
             None => line(name, value),
         }
     }
@@ -108,10 +108,10 @@ mod tests {
         let profile = crate::profile::resolve("dev", &BTreeMap::new()).unwrap();
         let mut spec = ServerSpec::new(&profile, "x", "y", PortChoice::Auto).with_certificate("f".into());
         spec.settings.insert("search_path".into(), "it's \\ \"x\"\nport = 1".into());
-        let text = text(&spec, 5433, Path::new("/a, b/run"));
+        let text = text(&spec, Path::new("/a, b"), 5433, Path::new("/a, b/run"));
         assert!(text.contains("max_connections = '20'\n"));
         assert!(text.contains("search_path = 'it''s \\\\ \"x\"\\nport = 1'\n"), "{text}");
-        assert!(text.contains("ssl_key_file = '../server.key'\n") && !text.contains("/etc/"));
+        assert!(text.contains("ssl_key_file = '/a, b/server.key'\n") && !text.contains("/etc/"));
         assert!(text.contains("port = '5433'\nunix_socket_directories = '\"/a, b/run\"'\n"), "{text}");
     }
 

@@ -40,12 +40,11 @@ impl NativeEngine {
                 .warning(format!("the server was not stopped in order: {reason}; PostgreSQL recovers by itself"));
         }
         let programs = self.programs()?;
-        let (place, account, first_password) = match self.reuse(&found, request)? {
-            Some(account) => (found.place.clone(), account, None),
-            None => {
-                let (place, account, password) = self.create(&found, request, &programs).await?;
-                (place, account, Some(password))
-            }
+        let (place, account, first_password) = if let Some(account) = self.reuse(&found, request, &programs)? {
+            (found.place.clone(), account, None)
+        } else {
+            let (place, account, password) = self.create(&found, request, &programs).await?;
+            (place, account, Some(password))
         };
         let port = self.launch(request, &place, account, &programs).await?;
         self.events.detail("the profile's limits on memory and processor time are not enforced by the native engine");
@@ -70,7 +69,7 @@ impl NativeEngine {
     }
 
     /// Who runs the server of the data that is there; `None` if new data is to be made.
-    fn reuse(&self, found: &Found, request: &StartRequest) -> Result<Option<Account>> {
+    fn reuse(&self, found: &Found, request: &StartRequest, programs: &Programs) -> Result<Option<Account>> {
         let Some(folder) = &found.folder else { return Ok(None) };
         let in_memory = found.kept.as_ref().is_some_and(|kept| kept.in_memory);
         match (in_memory, request.spec.data) {
@@ -85,7 +84,7 @@ impl NativeEngine {
             _ => {}
         }
         DataFolder::check_version(&found.place.data())?;
-        remember(found, &found.place, in_memory, request)?;
+        remember(found, &found.place, in_memory, request, programs)?;
         Ok(Some(folder.account))
     }
 
@@ -120,7 +119,7 @@ impl NativeEngine {
             ));
         }
         // Before there is anything in a place that only this names.
-        remember(found, &place, in_memory, request)?;
+        remember(found, &place, in_memory, request, programs)?;
         place.create()?;
         let maker = Maker {
             place: place.clone(),
@@ -158,8 +157,8 @@ impl NativeEngine {
         programs: &Programs,
     ) -> Result<u16> {
         let socket_dir = self.socket_dir(place);
-        place.create_socket_dir(&socket_dir, account)?;
-        launch::clear_leftovers(&place.data(), &socket_dir, &self.events)?;
+        Place::create_socket_dir(&socket_dir, account)?;
+        launch::clear_leftovers(&place.data(), &socket_dir, &self.events).await?;
         let choice = request.spec.port;
         for port in ports::candidates(choice, request.last_port, &self.instance) {
             if choice == PortChoice::Auto && ports::looks_taken(port) {
@@ -190,13 +189,14 @@ impl NativeEngine {
 }
 
 /// Keeps what the server is started with.
-fn remember(found: &Found, place: &Place, in_memory: bool, request: &StartRequest) -> Result<()> {
+fn remember(found: &Found, place: &Place, in_memory: bool, request: &StartRequest, programs: &Programs) -> Result<()> {
     let kept = Kept {
         id: request.id,
         home: place.outside(),
         in_memory,
         spec_hash: request.spec.hash(),
         profile: request.spec.profile.clone(),
+        programs: programs.clone(),
     };
     if found.kept.as_ref() == Some(&kept) { Ok(()) } else { kept.write(place) }
 }

@@ -1,0 +1,45 @@
+//! Which engine an instance gets, and that it stays there.
+
+use super::Native;
+use crate::support::{finish, one, start};
+
+/// A Docker that is not there.
+const NO_DOCKER: (&str, &str) = ("DOCKER_HOST", "unix:///nowhere/docker.sock");
+
+#[test]
+fn without_docker_the_programs_of_this_machine_are_used_and_stay_chosen() {
+    let Some(native) = Native::new() else { return };
+    let run = |arguments: &[&str], docker: bool| {
+        let mut command = native.command_by_choice(arguments);
+        if !docker {
+            command.env(NO_DOCKER.0, NO_DOCKER.1);
+        }
+        finish(start(command))
+    };
+    let status = run(&["status", "--json"], false).ok().json();
+    assert_eq!((status["engine"].as_str(), status["state"].as_str()), (Some("native"), Some("absent")));
+    assert!(status["engine_reason"].as_str().unwrap().starts_with("Docker cannot be used: "), "{status}");
+    run(&["up", "--dataset", "small"], false).ok().says("Using PostgreSQL 15 of this machine: Docker cannot be used");
+    assert_eq!(run(&["up", "--json"], false).ok().json()["engine"], "native");
+
+    // Also once Docker is there again.
+    let status = run(&["status", "--json"], true).ok().json();
+    assert_eq!((status["engine"].as_str(), status["state"].as_str()), (Some("native"), Some("running")));
+    assert_eq!(status["engine_reason"], "it has this instance");
+    let refused = run(&["up", "--engine", "docker"], true).exits(5);
+    refused.says("is on the engine native, and --engine asks for docker").says("pg_dump").says("--engine native");
+    assert_eq!(one(&native.url(), "SELECT count(*) FROM tasks"), "50");
+
+    // And without the record, by the data folder.
+    std::fs::remove_file(native.env.instance_dir().join("instance.json")).unwrap();
+    assert_eq!(run(&["up", "--json"], true).ok().json()["engine"], "native");
+}
+
+#[test]
+fn without_docker_and_programs_both_reasons_are_told() {
+    let Some(native) = Native::with("[native]\nbin_dir = \"/nowhere\"\n") else { return };
+    let mut command = native.command_by_choice(&["up"]);
+    command.env(NO_DOCKER.0, NO_DOCKER.1);
+    let outcome = finish(start(command)).exits(3);
+    outcome.says("/nowhere/docker.sock").says("there is no program `postgres`").says("install PostgreSQL 15");
+}
