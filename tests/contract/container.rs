@@ -208,11 +208,15 @@ fn a_compose_project_in_the_same_folder_leaves_the_server_alone() {
         finish(start(command))
     };
     if Command::new("docker-compose").arg("version").output().is_err() {
+        #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
+        {
+            eprintln!("skipped: needs docker-compose");
+        }
         return;
     }
     let id = docker::id(container);
     compose(&["up", "--detach", "--remove-orphans"]).ok();
-    compose(&["down", "--remove-orphans", "--timeout", "0"]).ok();
+    compose(&["down", "--remove-orphans", "--volumes", "--timeout", "0"]).ok();
     assert_eq!(docker::id(container), id);
     assert_eq!(env.state(), "running");
 }
