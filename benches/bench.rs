@@ -43,7 +43,7 @@ const CASES: [Case; 5] = [
 /// Rounds of what takes seconds; of quick things there are more.
 const ROUNDS: usize = 7;
 const QUICK_ROUNDS: usize = 30;
-const SEED_ROUNDS: usize = 5;
+const SEED_ROUNDS: usize = 3;
 
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();

@@ -1,9 +1,9 @@
 //! The native engine: a server from the PostgreSQL 15 programs of this machine, as a process of its own.
 //!
 //! What must hold: see [`crate::engine`]; beside that, whether the server runs is told by its pid file, by what the
-//! process of that number is ([`process`]) and, above the engine, by a login; only a data folder with the instance's
-//! marker is started or removed ([`data`]); the server listens on loopback and on a socket in a private folder; and it
-//! never runs as root ([`account`]).
+//! process of that number is (`process`) and, above the engine, by a login; only a data folder with the instance's
+//! marker is started or removed (`data`); the server listens on loopback and on a socket in a private folder; and it
+//! never runs as root (`account`).
 //!
 //! Limits on memory and processor time are not enforced, which `status` says.
 
