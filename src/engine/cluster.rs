@@ -89,8 +89,12 @@ pub fn keep(folder: &Path, key: &str, source: impl Read, password: &str) -> Resu
         group_id: 0,
     };
     let mut target = private_file(&partial).or_failed(io)?;
-    rewrite(source, &mut target, &mut index)?;
-    target.sync_all().or_failed(io)?;
+    let written = rewrite(source, &mut target, &mut index).and_then(|()| target.sync_all().or_failed(io));
+    if written.is_err() {
+        // Most of all on a full disk, which it would keep full.
+        let _ = std::fs::remove_file(&partial);
+    }
+    written?;
     index.size = target.stream_position().or_failed(io)?;
     drop(target);
     std::fs::rename(&partial, &tar_path).or_failed(io)?;
@@ -112,7 +116,7 @@ fn private_file(path: &Path) -> std::io::Result<File> {
 
 /// Copies the tar entries under names relative to the data folder, without the end mark, and notes what is patched later.
 fn rewrite(source: impl Read, target: &mut File, index: &mut Index) -> Result<()> {
-    let failed = || "cannot read the data folder that the engine handed out";
+    let failed = || "cannot copy the data folder that the engine handed out";
     let mut archive = tar::Archive::new(source);
     for entry in archive.entries().or_failed(failed)? {
         let mut entry = entry.or_failed(failed)?;
@@ -268,6 +272,14 @@ mod tests {
         apply(&mut first, 0, 2, &[1, 2, 3, 4]);
         apply(&mut second, 4, 2, &[1, 2, 3, 4]);
         assert_eq!((first, second), ([0, 0, 1, 2], [3, 4, 0, 0]));
+    }
+
+    #[test]
+    fn what_could_not_be_kept_takes_no_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = keep(folder.path(), "k", [7u8; 2000].as_slice(), "secret").unwrap_err();
+        assert!(error.to_string().contains("cannot copy the data folder"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
     }
 
     #[test]

@@ -289,7 +289,11 @@ impl Maker {
             });
             let kept = cluster::keep(&self.cache, &self.key(), BufReader::new(reader), password.expose());
             let sent = source.join().unwrap_or_else(|_| Err(io::Error::other("reading it was cut off")));
-            sent.or_failed(what).and(kept.map(drop))
+            // A reader that stops early breaks the pipe: then its own reason counts.
+            match sent {
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).or_failed(what),
+                _ => kept.map(drop).map_err(with_room_hint),
+            }
         })
     }
 }
