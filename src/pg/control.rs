@@ -9,6 +9,8 @@
 //! `src/include/access/xlog_internal.h` of PostgreSQL 15, on a little-endian machine with 8-byte alignment (x86-64 and
 //! AArch64); the version fields and the CRC refuse anything else.
 
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, Result};
@@ -185,14 +187,13 @@ pub fn is_wal_segment(name: &str) -> bool {
     name.len() == 24 && name.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'A'..=b'F'))
 }
 
-/// Makes a system identifier as initdb does, from the time in seconds (upper half) and microseconds (next 20 bits). The
-/// last 12 bits, initdb's process number, are random here, and so are the lowest 10 of the microseconds, for the sake of
-/// many made at once.
+/// Makes a system identifier. As with initdb the upper half is the time in seconds. The lower half, which initdb makes of
+/// microseconds and its process number, counts up here from a random start: those of one process never repeat, and two
+/// processes in the same second meet by a chance of one in four billion.
 pub fn new_system_identifier() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    let random = u64::from(rand::random::<u32>());
-    let micros = u64::from(now.subsec_micros());
-    (now.as_secs() << 32) | ((micros << 12) & 0xFFC0_0000) | (random & 0x003F_FFFF)
+    static COUNTER: LazyLock<AtomicU32> = LazyLock::new(|| AtomicU32::new(rand::random()));
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    (seconds << 32) | u64::from(COUNTER.fetch_add(1, Ordering::Relaxed))
 }
 
 fn state(number: u32) -> Result<ClusterState> {
