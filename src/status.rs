@@ -89,7 +89,7 @@ pub struct Connections {
 /// Looks at the settled instance.
 pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport> {
     let instance = Instance::of(settings);
-    let engine::Chosen { engine, reason } = engine::choose(settings, &instance, events).await?;
+    let engine::Chosen { engine, reason, .. } = engine::choose(settings, &instance, events).await?;
     let observed = engine.observe().await?;
     let record = InstanceRecord::read(&instance, events)?;
     let mut report = StatusReport::of(settings, &instance, (engine.kind(), reason), &observed, record.as_ref());

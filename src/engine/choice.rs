@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::docker::DockerEngine;
 use super::docker::connect::connect;
-use super::{Engine, EngineKind, State};
+use super::{Engine, EngineKind, Source, State};
 use crate::config::{EngineChoice, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -21,6 +21,8 @@ pub struct Chosen {
     pub engine: Box<dyn Engine>,
     /// Why, in words that read after the engine's name in brackets.
     pub reason: String,
+    /// What its server is to be made from, where the choice had to find that out.
+    pub source: Option<Source>,
 }
 
 /// What can be chosen from.
@@ -34,7 +36,7 @@ struct Candidates<'a> {
 pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Chosen> {
     let candidates = Candidates { settings, instance, events };
     match candidates.bound().await? {
-        Some((engine, reason)) => Ok(Chosen { engine, reason }),
+        Some((engine, reason)) => Ok(Chosen { engine, reason, source: None }),
         None => candidates.first_that_answers().await,
     }
 }
@@ -43,16 +45,17 @@ pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -
 pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Events) -> Result<Chosen> {
     let candidates = Candidates { settings, instance, events };
     if let Some((engine, reason)) = candidates.bound().await? {
-        return Ok(Chosen { engine, reason });
+        return Ok(Chosen { engine, reason, source: None });
     }
     let mut chosen = candidates.first_that_answers().await?;
     // Who names an image means Docker.
-    if chosen.engine.kind() == EngineKind::Docker
-        && settings.image.is_none()
-        && let Err(no_image) = chosen.engine.source(None, None).await
-        && no_image.kind() == ErrorKind::NoEngine
-    {
-        chosen = candidates.instead_of_docker(&no_image)?;
+    if chosen.engine.kind() == EngineKind::Docker && settings.image.is_none() {
+        match chosen.engine.source(None, None).await {
+            Err(no_image) if no_image.kind() == ErrorKind::NoEngine => {
+                chosen = candidates.instead_of_docker(&no_image)?;
+            }
+            found => chosen.source = Some(found?),
+        }
     }
     if chosen.engine.kind() == EngineKind::Native {
         events.note(format!("Using PostgreSQL {POSTGRES_MAJOR} of this machine: {}", chosen.reason));
@@ -127,7 +130,7 @@ impl Candidates<'_> {
 
     async fn first_that_answers(&self) -> Result<Chosen> {
         match self.docker().await {
-            Ok(engine) => Ok(Chosen { engine, reason: "the first that can be used".to_owned() }),
+            Ok(engine) => Ok(Chosen { engine, reason: "the first that can be used".to_owned(), source: None }),
             Err(unreachable) if unreachable.kind() == ErrorKind::NoEngine => self.instead_of_docker(&unreachable),
             Err(error) => Err(error),
         }
@@ -137,7 +140,7 @@ impl Candidates<'_> {
     fn instead_of_docker(&self, why: &Error) -> Result<Chosen> {
         let programs = Programs::find(&SearchPlaces::of(self.settings));
         match programs.and_then(|_| native(self.settings, self.instance, self.events)) {
-            Ok(engine) => Ok(Chosen { engine, reason: format!("Docker cannot be used: {why}") }),
+            Ok(engine) => Ok(Chosen { engine, reason: format!("Docker cannot be used: {why}"), source: None }),
             Err(missing) => {
                 let message = format!("no engine can be used: for Docker, {why}; for the native one, {missing}");
                 let hints = why.hints().iter().chain(missing.hints());

@@ -133,7 +133,10 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     record.engine_reason.get_or_insert(chosen.reason);
     let passwords = Passwords::of(&instance, events)?;
     let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
-    let source = engine.source(settings.image.as_ref(), last_image).await?;
+    let source = match chosen.source.filter(|_| last_image.is_none()) {
+        Some(found) => found,
+        None => engine.source(settings.image.as_ref(), last_image).await?,
+    };
     let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
     let superuser_password = passwords.superuser.clone();
     let request = StartRequest { spec, certificate, id, last_port: record.port, superuser_password };
