@@ -84,7 +84,7 @@ impl Server {
     }
 
     /// The superuser's login to the database `postgres`.
-    pub fn superuser_login(&self) -> Login {
+    pub fn admin_login(&self) -> Login {
         Login {
             database: SUPERUSER.to_owned(),
             user: SUPERUSER.to_owned(),

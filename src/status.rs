@@ -98,7 +98,7 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     };
     let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
     report.url = Some(server.url());
-    match pg::connect(&server.superuser_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
+    match pg::connect(&server.admin_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {
             server::prove(&mut connection, &record).await?;
             report.state = State::Running;

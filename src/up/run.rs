@@ -92,7 +92,7 @@ impl Run<'_> {
     /// Logs in as the superuser, with the password a new data folder came with, or the one on record, or after setting
     /// it from beside the server.
     async fn superuser(&self, first: Option<&Password>) -> Result<PgConnection> {
-        let own = self.server.superuser_login();
+        let own = self.server.admin_login();
         for password in first.into_iter().chain([&self.server.passwords.superuser]) {
             let login = Login { password: password.expose().to_owned(), ..own.clone() };
             match self.wait(&login).await {
