@@ -1,4 +1,5 @@
-//! What goes wrong with such tools, and what tfdev does instead (`FAILURES.md`).
+//! What goes wrong with such tools, and what tfdev does instead (`FAILURES.md`): over every engine in `data` and `server`,
+//! and what only Docker has in `daemon` and `takeover`.
 
 mod daemon;
 mod data;
