@@ -40,7 +40,15 @@ pub(crate) fn servers(folder: &Path) -> Vec<u32> {
         let arguments: Vec<_> = command.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         arguments.len() > 2 && arguments[1] == "-D" && Path::new(arguments[2].as_ref()).starts_with(folder)
     };
-    numbers.filter(is_server).collect()
+    let found: Vec<_> = numbers.filter(is_server).collect();
+    // A process that a server has just made for a session still has the server's command line.
+    found.iter().copied().filter(|pid| parent_of(*pid).is_none_or(|parent| !found.contains(&parent))).collect()
+}
+
+/// The process that made `pid`.
+fn parent_of(pid: u32) -> Option<u32> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok())
 }
 
 /// The folder of PostgreSQL 15's programs on this machine, if they are in one of the places that tests know.

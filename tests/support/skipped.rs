@@ -1,7 +1,7 @@
 //! Tests that do not run on this machine: each says so in a file of the run, and the run ends with the list.
 //!
 //! A test runner hides what a test that passes says, and nextest gives each test a process of its own; so what was
-//! skipped stands in a file. `make test` ends with it (`tests/skipped.rs` with nextest, `scripts/test` without). The
+//! skipped stands in a file. `make test` ends with it (`tests/skipped` with nextest, `scripts/test` without). The
 //! unit tests share this file.
 
 use std::fs::File;
