@@ -104,6 +104,8 @@ impl World {
             cache_dir: Setting::default_value(self.root().join("cache")),
             docker: DockerEnvironment::default(),
             search_path: None,
+            passwords: PasswordEnvironment::default(),
+            machine: "machine".to_owned(),
             no_color: false,
         }
     }
