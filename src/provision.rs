@@ -62,6 +62,11 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
     let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
     let exists = sqlx::query(exists).bind(&wanted.server.database).fetch_one(&mut *connection).await.or_failed(what)?;
     if !exists.try_get::<bool, _>(0).or_failed(what)? {
+        if wanted.server.tenancy == Tenancy::Shared {
+            // Whoever made it marked it; what is made here would be nobody's.
+            let message = format!("the database `{}` was dropped while it was being set up", wanted.server.database);
+            return Err(Error::failed(message).hint("run the command again"));
+        }
         let create = format!(
             "CREATE DATABASE {} OWNER {} TEMPLATE template0",
             quote::identifier(&wanted.server.database)?,

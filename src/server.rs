@@ -23,7 +23,7 @@ use crate::spec::SUPERUSER;
 use crate::up::SeedReport;
 
 /// What `pg_stat_activity` shows of tfdev's own sessions.
-const APPLICATION_NAME: &str = "tfdev";
+pub(crate) const APPLICATION_NAME: &str = "tfdev";
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -130,7 +130,8 @@ impl Server {
             Tls::AsGiven(given) => {
                 let files =
                     [("sslrootcert", &given.root_cert), ("sslcert", &given.client_cert), ("sslkey", &given.client_key)];
-                let files = files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?.display().to_string())));
+                let files =
+                    files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?.display().to_string())));
                 std::iter::once(("sslmode", given.mode.word().to_owned())).chain(files).collect()
             }
         }
@@ -296,7 +297,8 @@ async fn prove_marked(connection: &mut PgConnection, id: Uuid) -> Result<()> {
 
 fn not_marked(database: &str, found: &str, id: Uuid) -> Error {
     let message = format!("the database `{database}` carries {found}, and this instance is {id}");
-    Error::new(ErrorKind::Refused, message)
-        .hint("nothing was written; the marker is the database's comment: `SELECT shobj_description(oid, 'pg_database') \
-               FROM pg_database`")
+    Error::new(ErrorKind::Refused, message).hint(
+        "nothing was written; the marker is the database's comment: `SELECT shobj_description(oid, 'pg_database') \
+               FROM pg_database`",
+    )
 }

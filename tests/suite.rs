@@ -3,7 +3,7 @@
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
-//! - `native` is both for the native engine.
+//! - `native` is both for the native engine, and `external` for a server of someone else.
 //! - `readme` runs the README's tour.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
@@ -13,6 +13,7 @@
 
 mod cli;
 mod contract;
+mod external;
 mod faults;
 mod native;
 #[cfg(unix)]

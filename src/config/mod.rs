@@ -33,7 +33,7 @@ use crate::instance::Password;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
 pub(crate) use names::{is_instance, nearest};
-pub(crate) use server_setting::{is_on, size_in_bytes};
+pub(crate) use server_setting::{is_on, same_setting, size_in_bytes};
 pub use template::template;
 
 /// Name of the project's file, and of the user's file in the configuration folder.

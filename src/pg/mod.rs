@@ -8,9 +8,9 @@ pub mod control;
 pub mod programs;
 pub mod quote;
 pub mod scram;
-pub mod url;
 #[cfg(test)]
 pub(crate) mod test_server;
+pub mod url;
 
 use sqlx::{PgConnection, Row};
 

@@ -97,7 +97,7 @@ impl ServerUrl {
             url.set(name, decoded(value).ok_or_else(shape)?)?;
         }
         if url.host.is_empty() {
-            url.host = "localhost".to_owned();
+            "localhost".clone_into(&mut url.host);
         }
         Ok(url)
     }
@@ -107,9 +107,11 @@ impl ServerUrl {
         let absolute = || path().ok_or_else(|| format!("must give `{name}` as an absolute path"));
         match name {
             "host" if value.starts_with('/') && self.host.is_empty() => self.host = value,
-            "host" => return Err("must hold the host in front of the database; only a socket's folder may stand in \
+            "host" => {
+                return Err("must hold the host in front of the database; only a socket's folder may stand in \
                                   `host=`"
-                .to_owned()),
+                    .to_owned());
+            }
             "sslmode" => self.tls_mode = Some(tls_mode(&value)?),
             "sslrootcert" => self.root_cert = Some(absolute()?),
             "sslcert" => self.client_cert = Some(absolute()?),

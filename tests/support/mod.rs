@@ -4,10 +4,12 @@
 pub(crate) mod docker;
 mod environment;
 mod outcome;
+mod server;
 mod sql;
 
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
+pub(crate) use server::{SomeonesServer, free_port};
 pub(crate) use sql::{Session, one, query, try_query};
 
 use std::time::{Duration, Instant};
