@@ -116,7 +116,8 @@ fn a_server_without_tls_is_told_where_it_is_wanted() {
 
 #[test]
 fn a_server_that_wants_no_tls_is_reached_by_prefer() {
-    let Some((server, _)) = SomeonesServer::start_with_tls("hostnossl all all all scram-sha-256\n") else { return };
+    let rules = "host all postgres all scram-sha-256\nhostnossl all all all scram-sha-256\n";
+    let Some((server, _)) = SomeonesServer::start_with_tls(rules) else { return };
     let external = External::on(server);
     external.up();
 }

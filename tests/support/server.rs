@@ -41,6 +41,7 @@ impl SomeonesServer {
         let server = Self::initialise()?;
         let authority_key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.distinguished_name.push(rcgen::DnType::CommonName, "the test's authority");
         parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         let authority = parameters.self_signed(&authority_key).unwrap();
         let issuer = rcgen::Issuer::new(parameters, authority_key);

@@ -4,12 +4,13 @@
 //! way in which the server refuses has words of its own.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use sqlx::PgConnection;
 
 use super::ExternalEngine;
-use super::password_file::{self, Wanted};
+use super::password_file::{self, Lookup, Wanted};
 use crate::error::{Error, ErrorKind, Result};
 use crate::instance::Password;
 use crate::pg::connect::server_error;
@@ -33,6 +34,8 @@ pub(super) struct Known {
     pub(super) file: Option<PathBuf>,
     /// Whether it was found anywhere, and not just left out.
     found: bool,
+    /// Why the password file was not used.
+    unusable: Option<String>,
 }
 
 /// A session, and the login that it was made with.
@@ -73,12 +76,18 @@ impl ExternalEngine {
 
     /// A session in one of `databases` or, if there is none of them, in one that every server has.
     pub(super) async fn open(&self, databases: &[&str]) -> Result<Session> {
+        let entrance = self.entrance();
         let usual = self.url.database.as_deref().into_iter().chain(USUAL_DATABASES);
         let mut first_refusal = None;
-        for database in databases.iter().copied().chain(usual) {
+        for database in databases.iter().copied().chain(entrance.as_deref()).chain(usual) {
             let login = self.login(database)?;
             match self.log_in(login).await? {
-                Ok(session) => return Ok(session),
+                Ok(session) => {
+                    if !databases.contains(&database) {
+                        self.set_entrance(database);
+                    }
+                    return Ok(session);
+                }
                 Err((login, error)) if is_about_the_database(&error) => {
                     // What is wrong with a database that is certain to be there tells more.
                     if first_refusal.is_none() || !matches!(error, LoginError::NoDatabase(_)) {
@@ -100,7 +109,7 @@ impl ExternalEngine {
                 let asked = self.passwords.ask.map(|ask| ask(&question)).transpose()?.flatten();
                 let Some(password) = asked else { return Ok(Err((login, error))) };
                 let login = Login { password: password.expose().to_owned(), ..login };
-                self.remember(Known { password, file: None, found: true });
+                self.remember(Known { password, file: None, found: true, unusable: None });
                 Ok(attempt(login).await)
             }
             outcome => Ok(outcome),
@@ -126,7 +135,7 @@ impl ExternalEngine {
             return Ok(known);
         }
         let known = match &self.passwords.variable {
-            Some(password) => Known { password: password.clone(), file: None, found: true },
+            Some(password) => Known { password: password.clone(), file: None, found: true, unusable: None },
             None => self.in_file()?,
         };
         self.remember(known.clone());
@@ -135,17 +144,33 @@ impl ExternalEngine {
 
     /// The password from the password file: for the project's database, else for one that we log in to first.
     fn in_file(&self) -> Result<Known> {
-        let unknown = Known { password: Password::new(""), file: None, found: false };
+        let mut unknown = Known { password: Password::new(""), file: None, found: false, unusable: None };
         let Some(file) = &self.passwords.file else { return Ok(unknown) };
         let others = self.url.database.as_deref().into_iter().chain(USUAL_DATABASES);
         for database in std::iter::once(self.database.as_str()).chain(others) {
             let wanted = Wanted { host: &self.url.host, port: self.url.port, database, user: &self.user };
-            if let Some(password) = password_file::find(file, wanted, &self.events)? {
-                let lasting = (database == self.database).then(|| file.clone());
-                return Ok(Known { password, file: lasting, found: true });
+            match password_file::find(file, wanted)? {
+                Lookup::Password(password) => {
+                    let lasting = (database == self.database).then(|| file.clone());
+                    return Ok(Known { password, file: lasting, found: true, unusable: None });
+                }
+                Lookup::Nothing => {}
+                Lookup::Unusable(why) => {
+                    self.events.warning(why.clone());
+                    unknown.unusable = Some(why);
+                    break;
+                }
             }
         }
         Ok(unknown)
+    }
+
+    fn entrance(&self) -> Option<String> {
+        self.entrance.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_entrance(&self, database: &str) {
+        *self.entrance.lock().unwrap_or_else(PoisonError::into_inner) = Some(database.to_owned());
     }
 
     fn is_password_found(&self) -> bool {
@@ -195,7 +220,12 @@ impl ExternalEngine {
                 format!("try it by hand: `psql --host {} --port {} --username {}`", login.host, login.port, login.user),
             ),
         };
-        let refused = Error::new(ErrorKind::NoEngine, message).hint(hint);
+        let refused = Error::new(ErrorKind::NoEngine, message);
+        let refused = match self.remembered().and_then(|known| known.unusable) {
+            Some(why) => refused.hint(why),
+            None => refused,
+        };
+        let refused = refused.hint(hint);
         if text.is_empty() { refused } else { refused.caused_by(text) }
     }
 
@@ -226,7 +256,10 @@ fn is_about_the_database(error: &LoginError) -> bool {
         LoginError::NoDatabase(_) => true,
         // The role has no CONNECT there, or pg_hba.conf lets it in elsewhere only.
         LoginError::Other(cause) | LoginError::WrongPassword(cause) => {
-            server_error(cause).is_some_and(|error| ["42501", "28000"].contains(&error.code()))
+            server_error(cause).is_some_and(|error| {
+                // A pooler hands on the server's words under a code of its own.
+                ["42501", "28000"].contains(&error.code()) || error.message().contains("permission denied for database")
+            })
         }
         _ => false,
     }

@@ -62,6 +62,8 @@ pub struct ExternalEngine {
     events: Events,
     /// The password, once it was looked for.
     known: Mutex<Option<Known>>,
+    /// A database that let us in. One that does not may take a pooler its whole time limit, each time.
+    entrance: Mutex<Option<String>>,
 }
 
 impl ExternalEngine {
@@ -103,6 +105,7 @@ impl ExternalEngine {
             profile_asked: settings.profile.is_some(),
             events,
             known: Mutex::new(None),
+            entrance: Mutex::new(None),
         })
     }
 
@@ -156,7 +159,8 @@ impl ExternalEngine {
     async fn make(&self, request: &StartRequest) -> Result<bool> {
         self.subject().check_place().await?;
         let registry = registry_name(request.id);
-        let mut session = self.open(&[&registry]).await?;
+        let finished = self.record()?.is_some_and(|record| record.initialised);
+        let mut session = self.open(if finished { &[&registry] } else { &[] }).await?;
         let survey = Survey::take(&mut session.connection).await?;
         survey.check()?;
         survey::check_sessions(&mut session.connection, &session.login).await?;

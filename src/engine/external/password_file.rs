@@ -4,7 +4,6 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Context, Result};
-use crate::event::Events;
 use crate::instance::Password;
 
 /// What a login looks for.
@@ -16,27 +15,35 @@ pub(super) struct Wanted<'a> {
     pub(super) user: &'a str,
 }
 
-/// The password for the first line that fits; a file that is not there, or that others may read, has none.
-pub(super) fn find(file: &Path, wanted: Wanted<'_>, events: &Events) -> Result<Option<Password>> {
+/// What a password file has for a login.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    Password(Password),
+    /// No line fits, or there is no file.
+    Nothing,
+    /// The file may not be used; why, in words.
+    Unusable(String),
+}
+
+/// Looks for the first line that fits.
+pub(super) fn find(file: &Path, wanted: Wanted<'_>) -> Result<Lookup> {
+    let path = file.display();
     let metadata = match std::fs::metadata(file) {
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
+            return Ok(Lookup::Nothing);
         }
-        metadata => metadata.or_failed(|| format!("cannot look at the password file `{}`", file.display()))?,
+        metadata => metadata.or_failed(|| format!("cannot look at the password file `{path}`"))?,
     };
     if !metadata.is_file() {
-        events.warning(format!("the password file `{}` is not used: it is not a plain file", file.display()));
-        return Ok(None);
+        return Ok(Lookup::Unusable(format!("the password file `{path}` is not used: it is not a plain file")));
     }
     if is_open(&metadata) {
-        let file = file.display();
-        events.warning(format!(
-            "the password file `{file}` is not used, because others may read it; close it: chmod 600 '{file}'"
-        ));
-        return Ok(None);
+        return Ok(Lookup::Unusable(format!(
+            "the password file `{path}` is not used, because others may read it; close it: chmod 600 '{path}'"
+        )));
     }
-    let text = std::fs::read(file).or_failed(|| format!("cannot read the password file `{}`", file.display()))?;
-    Ok(in_text(&String::from_utf8_lossy(&text), wanted))
+    let text = std::fs::read(file).or_failed(|| format!("cannot read the password file `{path}`"))?;
+    Ok(in_text(&String::from_utf8_lossy(&text), wanted).map_or(Lookup::Nothing, Lookup::Password))
 }
 
 #[cfg(unix)]
@@ -123,11 +130,11 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("pgpass");
-        assert!(find(&file, WANTED, &Events::none()).unwrap().is_none());
+        assert!(matches!(find(&file, WANTED).unwrap(), Lookup::Nothing));
         std::fs::write(&file, "*:*:*:*:c").unwrap();
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
-        assert!(find(&file, WANTED, &Events::none()).unwrap().is_some());
+        assert!(matches!(find(&file, WANTED).unwrap(), Lookup::Password(_)));
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(find(&file, WANTED, &Events::none()).unwrap().is_none());
+        assert!(matches!(find(&file, WANTED).unwrap(), Lookup::Unusable(why) if why.contains("chmod 600")));
     }
 }
