@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Instance, Password};
-use crate::pg::{quote, scram};
+use crate::pg::{self, quote, scram};
 use crate::server::{Server, Tenancy};
 use crate::spec::SUPERUSER;
 
@@ -44,8 +44,8 @@ pub fn superuser_password_script(password: &Password) -> Result<String> {
 }
 
 /// Makes what is missing. `connection` is that of [`Server::admin_login`]. Returns the server's system
-/// identifier.
-pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<u64> {
+/// identifier, if that may be read.
+pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<Option<u64>> {
     let what = || "cannot set up the new server";
     if wanted.server.tenancy == Tenancy::Whole {
         sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
@@ -59,17 +59,14 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
         return Err(not_ours(wanted.id, other));
     }
     sqlx::raw_sql(AssertSqlSafe(script(wanted)?)).execute(&mut *connection).await.or_failed(what)?;
-    let row = sqlx::query(
-        "SELECT (SELECT system_identifier FROM pg_control_system()), \
-         EXISTS (SELECT FROM pg_database WHERE datname = $1)",
-    )
-    .bind(&wanted.server.database)
-    .fetch_one(&mut *connection)
-    .await
-    .or_failed(what)?;
-    let identifier: i64 = row.try_get(0).or_failed(what)?;
-    let exists: bool = row.try_get(1).or_failed(what)?;
-    if !exists {
+    let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let exists = sqlx::query(exists).bind(&wanted.server.database).fetch_one(&mut *connection).await.or_failed(what)?;
+    if !exists.try_get::<bool, _>(0).or_failed(what)? {
+        if wanted.server.tenancy == Tenancy::Shared {
+            // Whoever made it marked it; what is made here would be nobody's.
+            let message = format!("the database `{}` was dropped while it was being set up", wanted.server.database);
+            return Err(Error::failed(message).hint("run the command again"));
+        }
         let create = format!(
             "CREATE DATABASE {} OWNER {} TEMPLATE template0",
             quote::identifier(&wanted.server.database)?,
@@ -80,7 +77,7 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
             .await
             .or_failed(|| format!("cannot create the database `{}`", wanted.server.database))?;
     }
-    Ok(identifier.cast_unsigned())
+    pg::system_identifier(connection).await
 }
 
 /// The identity that the server carries, if it carries one. `connection` is the superuser's, to the database `postgres`.

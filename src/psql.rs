@@ -17,7 +17,7 @@ const UNWANTED: [&str; 8] =
 /// Runs psql with `arguments` on the settled instance, and gives its exit status.
 pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) -> Result<ExitCode> {
     let running = Running::find(settings, events).await?;
-    let pgpass = running.write_pgpass()?;
+    let pgpass = running.password_file()?;
     let server = &running.server;
     let mut command = Command::new("psql");
     command.args(["--host", &server.endpoint.host, "--port", &server.endpoint.port.to_string()]);
@@ -28,8 +28,9 @@ pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) ->
     for (name, value) in server.tls_variables() {
         command.env(name, value);
     }
-    command.env("PGPASSFILE", pgpass).env("PGAPPNAME", "tfdev psql");
-    match run(command) {
+    command.env("PGPASSFILE", pgpass.path()).env("PGAPPNAME", "tfdev psql");
+    let outcome = if pgpass.lasting().is_some() { run(command) } else { wait_for(command) };
+    match outcome {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => beside(&running, arguments, events).await,
         Err(error) => Err(Error::failed("cannot run `psql`").caused_by(error)),
         Ok(code) => Ok(code),
@@ -44,7 +45,12 @@ fn run(mut command: Command) -> std::io::Result<ExitCode> {
 
 /// Runs psql and gives its exit status.
 #[cfg(not(unix))]
-fn run(mut command: Command) -> std::io::Result<ExitCode> {
+fn run(command: Command) -> std::io::Result<ExitCode> {
+    wait_for(command)
+}
+
+/// Runs psql and gives its exit status, for a password file that must go afterwards.
+fn wait_for(mut command: Command) -> std::io::Result<ExitCode> {
     Ok(exit_code(command.status()?.code().unwrap_or(1).into()))
 }
 

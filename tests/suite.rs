@@ -3,7 +3,7 @@
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
-//! - `native` is what only the native engine has.
+//! - `native` is what only the native engine has, and `external` what only a server of someone else has.
 //! - `readme` runs the README's tour.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
@@ -14,6 +14,7 @@
 
 mod cli;
 mod contract;
+mod external;
 mod faults;
 mod native;
 #[cfg(unix)]

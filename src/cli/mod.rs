@@ -7,6 +7,7 @@ pub mod args;
 mod commands;
 mod exit;
 mod output;
+mod password;
 mod progress;
 
 use std::process::ExitCode;
@@ -62,7 +63,8 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         _ => {}
     }
     let flags = args::flags(matches, &arguments.global)?;
-    let settings = Settings::resolve(&flags, &Environment::read()?)?;
+    let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    settings.passwords.ask = password::way_to_ask(output.json);
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
     // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.

@@ -153,7 +153,7 @@ impl DockerEngine {
             container: Some(self.instance.container_name()),
             volume: container.has_volume.then(|| self.instance.volume_name()),
             image: container.label(labels::IMAGE),
-            data_dir: None,
+            ..Parts::default()
         }
     }
 
