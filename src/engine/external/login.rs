@@ -78,8 +78,14 @@ impl ExternalEngine {
     pub(super) async fn open(&self, databases: &[&str]) -> Result<Session> {
         let entrance = self.entrance();
         let usual = self.url.database.as_deref().into_iter().chain(USUAL_DATABASES);
+        let candidates = databases.iter().copied().chain(entrance.as_deref()).chain(usual);
+        let mut tried = Vec::new();
         let mut first_refusal = None;
-        for database in databases.iter().copied().chain(entrance.as_deref()).chain(usual) {
+        for database in candidates {
+            if tried.contains(&database) {
+                continue;
+            }
+            tried.push(database);
             let login = self.login(database)?;
             match self.log_in(login).await? {
                 Ok(session) => {

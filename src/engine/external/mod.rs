@@ -160,7 +160,8 @@ impl ExternalEngine {
         self.subject().check_place().await?;
         let registry = registry_name(request.id);
         let finished = self.record()?.is_some_and(|record| record.initialised);
-        let mut session = self.open(if finished { &[&registry] } else { &[] }).await?;
+        let own = [registry.as_str()];
+        let mut session = self.open(if finished { &own } else { &[] }).await?;
         let survey = Survey::take(&mut session.connection).await?;
         survey.check()?;
         survey::check_sessions(&mut session.connection, &session.login).await?;
