@@ -61,7 +61,10 @@ fn a_project_has_migrations_and_sql_rows_of_its_own(env: &TestEnv) {
     assert_eq!((&up["seed"]["dataset"], &up["seed"]["applied"]), (&json!("fruit"), &json!(true)));
     let url = up["url"].as_str().unwrap();
     assert_eq!(query(url, "SELECT name FROM fruit ORDER BY name"), ["apple", "pear"]);
-    assert_eq!(one(url, "SELECT current_user || '@' || current_database()"), if env.engine().runs_the_server() { "clerk@shop" } else { "dev@shop" });
+    assert_eq!(
+        one(url, "SELECT current_user || '@' || current_database()"),
+        if env.engine().runs_the_server() { "clerk@shop" } else { "dev@shop" }
+    );
 
     let made = env.run(&["migrate", "new", "add price", "--json"]).ok().json();
     let file = std::path::Path::new(made["file"].as_str().unwrap()).to_owned();

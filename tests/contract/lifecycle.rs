@@ -140,9 +140,10 @@ fn status_tells_absent_running_unhealthy_crashed_and_stopped(env: &TestEnv) {
 
     env.freeze_server();
     let frozen = env.status();
-    let (reason, word) = match env.engine() {
-        TestEngine::Docker => ("the container is paused", "paused"),
-        TestEngine::Native | TestEngine::NativeUser => ("the server's process is stopped by a signal", "signal"),
+    let (reason, word) = if env.engine() == TestEngine::Docker {
+        ("the container is paused", "paused")
+    } else {
+        ("the server's process is stopped by a signal", "signal")
     };
     assert_eq!((&frozen["state"], &frozen["reason"]), (&json!("unhealthy"), &json!(reason)));
     env.run(&["url"]).exits(4).says(word);

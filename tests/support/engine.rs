@@ -191,7 +191,8 @@ impl TestEnv {
                 vec![("the environment of the server", shell(&variables))]
             }
             TestEngine::External => {
-                let markers = self.server().read("SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database");
+                let markers =
+                    self.server().read("SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database");
                 vec![("a comment on a database", markers.join("\n"))]
             }
         }

@@ -75,7 +75,9 @@ impl TestEnv {
         let (role, password) = SOMEONES_ROLE;
         server.sql(&format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD '{password}'"));
         server.sql("REVOKE CONNECT ON DATABASE postgres FROM public");
-        Self { server: Some(server), ..Self::with(Some(TestEngine::External), None) }
+        let mut env = Self::with(Some(TestEngine::External), None);
+        env.server = Some(server);
+        env
     }
 
     /// The server that someone else runs.
