@@ -75,9 +75,11 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
             return commands::run(arguments.command, &session).await;
         }
         tokio::select! {
-            result = commands::run(arguments.command, &session) => result,
+            // In this order: before the command does anything, signals are waited for.
+            biased;
             () = interrupted() => Err(Error::new(ErrorKind::Interrupted, "interrupted")
                 .hint("run the same command again: it goes on from where this one was")),
+            result = commands::run(arguments.command, &session) => result,
         }
     });
     runtime.block_on(crate::engine::settle(CLEANUP_LIMIT));
