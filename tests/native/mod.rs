@@ -5,7 +5,11 @@
 mod choice;
 mod faults;
 mod lifecycle;
+mod limits;
+mod log;
 mod machine;
+mod space;
+mod terminal;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

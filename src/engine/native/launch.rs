@@ -114,7 +114,8 @@ impl Launch<'_> {
     fn spawn(&self, log: &Sink) -> Result<Child> {
         let server = self.programs.program("postgres");
         let gated = self.limits.are_there();
-        let mut words: Vec<OsString> = if gated { ["/bin/sh", "-c", GATE].map(OsString::from).into() } else { Vec::new() };
+        let mut words: Vec<OsString> =
+            if gated { ["/bin/sh", "-c", GATE].map(OsString::from).into() } else { Vec::new() };
         words.extend([server.clone().into(), "-D".into(), self.place.data().into()]);
         let run = |mut command: Command| {
             command.stdin(if gated { Stdio::piped() } else { Stdio::null() });

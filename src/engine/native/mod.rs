@@ -28,8 +28,8 @@ use sha2::{Digest, Sha256};
 use tokio::io::AsyncWriteExt;
 
 use self::data::DataFolder;
-pub use self::log::{WRITER_ARGUMENT, write_log};
 use self::launch::{Launched, Stop};
+pub use self::log::{WRITER_ARGUMENT, write_log};
 use self::place::{Kept, Place};
 use self::process::{PidFile, Process};
 use crate::config::{Setting, Settings};

@@ -237,7 +237,8 @@ mod tests {
         let own = "4:memory:/user\n0::/\n";
         let ordinary = Hierarchies::of(&mounts, own, false).unwrap();
         assert!(ordinary.groups("tfdev-1", &limits(None)).unwrap_err().contains("only root"));
-        let groups = Hierarchies::of(&mounts, own, true).unwrap().groups("tfdev-1", &limits(Some(1_500_000_000))).unwrap();
+        let groups =
+            Hierarchies::of(&mounts, own, true).unwrap().groups("tfdev-1", &limits(Some(1_500_000_000))).unwrap();
         for group in &groups {
             group.make().unwrap();
         }
