@@ -30,16 +30,19 @@ fn a_machine_that_does_not_know_the_usual_locale_gets_the_plain_one() {
     // The real programs, with an initdb that knows one locale less.
     let (real, folder) = (bin_dir().unwrap(), native.env.path("programs"));
     std::fs::create_dir(&folder).unwrap();
+    let write = |name: &str, script: String| {
+        std::fs::write(folder.join(name), script).unwrap();
+        std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
     for name in ["postgres", "pg_ctl"] {
-        std::os::unix::fs::symlink(real.join(name), folder.join(name)).unwrap();
+        write(name, format!("#!/bin/sh\nexec {}/{name} \"$@\"\n", real.display()));
     }
     let script = format!(
         "#!/bin/sh\ncase \"$*\" in *--locale=C.UTF-8*)\n  echo 'initdb: error: invalid locale name \"C.UTF-8\"' >&2\n  \
          exit 1\nesac\nexec {}/initdb \"$@\"\n",
         real.display()
     );
-    std::fs::write(folder.join("initdb"), script).unwrap();
-    std::fs::set_permissions(folder.join("initdb"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    write("initdb", script);
     native.env.write("tfdev.toml", format!("[native]\nbin_dir = \"{}\"\n", folder.display()));
     native.up();
     assert_eq!(
