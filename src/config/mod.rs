@@ -249,6 +249,8 @@ pub struct Settings {
     /// When the engine is to fail, for tests (`crate::engine::fault`).
     #[cfg(debug_assertions)]
     pub fault: Option<String>,
+    /// The program of tfdev, if that is what this process runs: the native engine has it write the server's log.
+    pub own_program: Option<PathBuf>,
     /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
     /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,

@@ -140,6 +140,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         search_path: environment.search_path.clone(),
         #[cfg(debug_assertions)]
         fault: super::environment::fault(),
+        own_program: None,
         listing: Vec::new(),
         project_dir: project_dir.value.clone(),
     };
