@@ -18,6 +18,7 @@ mod start;
 pub(crate) mod testing;
 mod throwaway;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -49,6 +50,8 @@ pub struct DockerEngine {
     /// Where data folders are kept that were initialised once (see [`crate::engine::cluster`]).
     cluster_dir: PathBuf,
     sources: Sources,
+    /// The address to publish on, if one is asked for.
+    publish: Option<Setting<IpAddr>>,
     timeout: Duration,
     events: Events,
 }
@@ -58,6 +61,8 @@ struct Container {
     labels: Labels,
     state: ContainerState,
     port: Option<u16>,
+    /// The address that it is published on while it runs.
+    published_on: Option<IpAddr>,
     has_volume: bool,
 }
 
@@ -69,6 +74,7 @@ impl DockerEngine {
             instance,
             cluster_dir: settings.cache_dir.join("clusters"),
             sources: Sources::of(settings),
+            publish: settings.docker_publish.clone(),
             timeout: Duration::from_secs(settings.timeout_seconds.value),
             events,
         }
@@ -148,6 +154,11 @@ impl DockerEngine {
         )
     }
 
+    /// The host under which the published port is reached.
+    fn database_host(&self) -> String {
+        self.connection.endpoint.database_host(self.publish.as_ref())
+    }
+
     fn parts(&self, container: &Container) -> Parts {
         Parts {
             container: Some(self.instance.container_name()),
@@ -158,7 +169,7 @@ impl DockerEngine {
     }
 
     fn endpoint(&self, port: u16) -> Endpoint {
-        Endpoint { host: self.connection.endpoint.database_host(), port }
+        Endpoint { host: self.database_host(), port }
     }
 
     async fn remove_container(&self, name: &str) -> Result<()> {
@@ -194,12 +205,21 @@ impl From<ContainerInspectResponse> for Container {
             .and_then(|bindings| bindings.first())
             .and_then(|binding| binding.host_port.as_deref())
             .and_then(|port| port.parse().ok());
+        let bindings = found.host_config.and_then(|config| config.port_bindings);
+        let published_on = bindings
+            .as_ref()
+            .and_then(|ports| ports.get(container::SERVER_PORT))
+            .and_then(Option::as_ref)
+            .and_then(|bindings| bindings.first())
+            .and_then(|binding| binding.host_ip.as_deref())
+            .and_then(|address| address.parse().ok());
         let mounts = found.mounts.unwrap_or_default();
         let has_volume = mounts.iter().any(|mount| mount.typ.as_deref() == Some("volume"));
         Self {
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             state: found.state.unwrap_or_default(),
             port,
+            published_on,
             has_volume,
         }
     }
@@ -250,7 +270,7 @@ impl Engine for DockerEngine {
     }
 
     fn host(&self) -> String {
-        self.connection.endpoint.database_host()
+        self.database_host()
     }
 
     async fn observe(&self) -> Result<Observed> {

@@ -3,6 +3,7 @@
 //! What must hold: each step can be the last one before a kill, and the next call goes on from there. The volume is
 //! filled only while no server has ever run on it, which its own contents prove.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use bollard::models::ContainerCreateBody;
@@ -15,7 +16,7 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels, room};
+use super::{Container, DockerEngine, container, endpoint, labels, room};
 use crate::config::PortChoice;
 use crate::engine::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
 use crate::engine::{StartRequest, Started, ports};
@@ -39,8 +40,10 @@ impl DockerEngine {
     pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
         let found = self.container().await?;
         let hash = request.spec.hash();
+        let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
         if let Some(found) = &found {
-            let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash);
+            let same =
+                found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
             if same && found.is_running() && found.port.is_some() {
                 return self.started(false, false, None).await;
             }
@@ -57,7 +60,7 @@ impl DockerEngine {
             }
             self.take_away(found).await?;
         }
-        self.create_and_start(request).await
+        self.create_and_start(request, address).await
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
@@ -106,7 +109,7 @@ impl DockerEngine {
     }
 
     /// Makes the container with the first port that is free, fills the volume if it is new, and starts the server.
-    async fn create_and_start(&self, request: &StartRequest) -> Result<Started> {
+    async fn create_and_start(&self, request: &StartRequest, address: IpAddr) -> Result<Started> {
         let volume = request.spec.data == DataPlacement::Volume;
         let cluster = if volume && self.volume().await?.is_none() {
             let cluster = self.cluster(&request.spec).await?;
@@ -122,7 +125,7 @@ impl DockerEngine {
             if local && request.spec.port == PortChoice::Auto && ports::looks_taken(port) {
                 continue;
             }
-            self.create_container(request, port).await?;
+            self.create_container(request, (address, port)).await?;
             let mut created = false;
             if volume {
                 (created, first_password) = self.fill(request, cluster.as_ref(), first_password).await?;
@@ -130,6 +133,9 @@ impl DockerEngine {
             match self.start_container().await {
                 Ok(()) => {
                     ports::say(request, port, &self.events);
+                    if let Some(exposure) = endpoint::exposure(&self.database_host(), address) {
+                        self.events.note(exposure);
+                    }
                     let created = created || first_password.is_some() || !volume;
                     return self.started(created, true, first_password).await;
                 }
@@ -164,10 +170,10 @@ impl DockerEngine {
         Ok(())
     }
 
-    async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
+    async fn create_container(&self, request: &StartRequest, (address, port): (IpAddr, u16)) -> Result<()> {
         let name = self.instance.container_name();
-        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
-        let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
+        let address = address.to_string();
+        let body = container::body(&self.instance, request.id, &request.spec, &address, port);
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {
                 // Ours, from a run that was killed or by hand: `container` refuses what is not ours.
