@@ -4,6 +4,7 @@
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
 //! - `native` is both for the native engine.
+//! - `remote` is both for a Docker on another machine.
 //! - `readme` runs the README's tour.
 //!
 //! What must hold: no test leaves a container or a volume behind, not even one that fails; tests run at the same time as
@@ -17,4 +18,6 @@ mod faults;
 mod native;
 #[cfg(unix)]
 mod readme;
+#[cfg(target_os = "linux")]
+mod remote;
 mod support;

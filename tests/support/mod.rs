@@ -4,6 +4,8 @@
 pub(crate) mod docker;
 mod environment;
 mod outcome;
+#[cfg(target_os = "linux")]
+pub(crate) mod remote;
 mod sql;
 
 pub(crate) use environment::TestEnv;

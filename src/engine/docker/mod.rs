@@ -11,6 +11,7 @@ pub mod container;
 pub mod endpoint;
 pub mod errors;
 pub mod exec;
+mod identity;
 pub mod labels;
 mod room;
 mod start;
@@ -35,7 +36,7 @@ use crate::image::{self, Sources};
 use crate::instance::Instance;
 use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
 use async_trait::async_trait;
-use bollard::models::{ContainerInspectResponse, ContainerState};
+use bollard::models::{ContainerInspectResponse, ContainerState, MountPoint};
 use bollard::query_parameters::{
     InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
     StopContainerOptionsBuilder,
@@ -63,7 +64,8 @@ struct Container {
     port: Option<u16>,
     /// The address that it is published on while it runs.
     published_on: Option<IpAddr>,
-    has_volume: bool,
+    /// The volume that it has its data in.
+    volume: Option<String>,
 }
 
 impl DockerEngine {
@@ -162,7 +164,7 @@ impl DockerEngine {
     fn parts(&self, container: &Container) -> Parts {
         Parts {
             container: Some(self.instance.container_name()),
-            volume: container.has_volume.then(|| self.instance.volume_name()),
+            volume: container.volume.clone(),
             image: container.label(labels::IMAGE),
             data_dir: None,
         }
@@ -214,13 +216,16 @@ impl From<ContainerInspectResponse> for Container {
             .and_then(|binding| binding.host_ip.as_deref())
             .and_then(|address| address.parse().ok());
         let mounts = found.mounts.unwrap_or_default();
-        let has_volume = mounts.iter().any(|mount| mount.typ.as_deref() == Some("volume"));
+        let is_data = |mount: &&MountPoint| {
+            mount.typ.as_deref() == Some("volume") && mount.destination.as_deref() == Some(DATA_DIRECTORY)
+        };
+        let volume = mounts.iter().find(is_data).and_then(|mount| mount.name.clone());
         Self {
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             state: found.state.unwrap_or_default(),
             port,
             published_on,
-            has_volume,
+            volume,
         }
     }
 }
@@ -274,8 +279,8 @@ impl Engine for DockerEngine {
     }
 
     async fn observe(&self) -> Result<Observed> {
-        let Some(container) = self.container().await? else {
-            let volume = self.volume().await?;
+        let (container, volume) = self.look().await?;
+        let Some(container) = container else {
             return Ok(Observed {
                 state: if volume.is_some() { State::Stopped } else { State::Absent },
                 id: labels::id(volume.as_ref()),
@@ -318,7 +323,7 @@ impl Engine for DockerEngine {
     }
 
     async fn stop(&self) -> Result<bool> {
-        let Some(container) = self.container().await? else { return Ok(false) };
+        let (Some(container), _) = self.look().await? else { return Ok(false) };
         let name = self.instance.container_name();
         if container.is_paused() {
             // A paused process hears no signal.
@@ -333,6 +338,8 @@ impl Engine for DockerEngine {
 
     async fn destroy(&self) -> Result<Vec<String>> {
         let mut removed = Vec::new();
+        let (container, volume) = self.look().await?;
+        self.prove_data(container.as_ref(), volume.as_ref()).await?;
         if self.container().await?.is_some() {
             let name = self.instance.container_name();
             self.remove_container(&name).await?;
