@@ -3,6 +3,7 @@
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong.
 //! - `faults` is what happens when something is.
+//! - `identity` is about servers, volumes and data folders that are not the instance's own.
 //! - `native` is both for the native engine.
 //! - `remote` is both for a Docker on another machine.
 //! - `readme` runs the README's tour.
@@ -15,6 +16,7 @@
 mod cli;
 mod contract;
 mod faults;
+mod identity;
 mod native;
 #[cfg(unix)]
 mod readme;
