@@ -13,7 +13,7 @@ use serde::Deserialize;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use crate::engine::{Engine, Observed, State};
+use crate::engine::{Engine, Observed, Parts, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
@@ -137,7 +137,11 @@ pub async fn check(instance: &Instance, engine: &dyn Engine, events: &Events) ->
 /// a server that is no more.
 pub fn data_stays(observed: &Observed, spec: &ServerSpec) -> bool {
     match spec.data {
-        DataPlacement::Volume => observed.parts.has_data(),
+        // A server that runs from nothing we know of is one that someone else keeps.
+        DataPlacement::Volume => {
+            let is_elsewhere = observed.state == State::Starting && observed.parts == Parts::default();
+            observed.parts.has_data() || is_elsewhere
+        }
         DataPlacement::Memory => {
             observed.state == State::Starting && observed.spec_hash.as_deref() == Some(spec.hash().as_str())
         }

@@ -274,8 +274,8 @@ impl Engine for DockerEngine {
         EngineKind::Docker
     }
 
-    fn host(&self) -> String {
-        self.database_host()
+    fn certificate_host(&self) -> Option<String> {
+        Some(self.database_host())
     }
 
     async fn observe(&self) -> Result<Observed> {
