@@ -17,7 +17,8 @@ fn another_server_on_the_port_of_an_instance_is_refused_before_any_write() {
     assert_ne!(own, other);
     query(&other_url, "DELETE FROM tasks");
     // What comes for the port of `dev` goes to the server of `other`.
-    let forward = ["-t", "nat", "-I", "PREROUTING", "-p", "tcp", "--dport", &own, "-j", "REDIRECT", "--to-port", &other];
+    let forward =
+        ["-t", "nat", "-I", "PREROUTING", "-p", "tcp", "--dport", &own, "-j", "REDIRECT", "--to-port", &other];
     remote.run("iptables", &forward);
     for command in [
         &["migrate"] as &[&str],

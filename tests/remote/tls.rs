@@ -21,12 +21,8 @@ fn a_remote_docker_over_tls_does_everything_and_each_trouble_has_its_message() {
 fn a_context_leads_there_too(env: &TestEnv, remote: &Remote) {
     let config = env.path("docker-config");
     let file = |name: &str| remote.certificates("client").join(name).display().to_string();
-    let endpoint = format!(
-        "host=tcp://{ADDRESS}:2376,ca={},cert={},key={}",
-        file("ca.pem"),
-        file("cert.pem"),
-        file("key.pem")
-    );
+    let endpoint =
+        format!("host=tcp://{ADDRESS}:2376,ca={},cert={},key={}", file("ca.pem"), file("cert.pem"), file("key.pem"));
     let mut create = std::process::Command::new("docker");
     create.args(["context", "create", "elsewhere", "--docker", &endpoint]).env("DOCKER_CONFIG", &config);
     crate::support::finish(start(create)).ok();
@@ -57,7 +53,10 @@ fn a_setting_says_where_to_publish(env: &TestEnv, remote: &Remote) {
     assert_eq!((&up["host"], &up["started"], &up["created"]), (&json!(ADDRESS), &json!(false), &json!(false)));
     assert_eq!(one(up["url"].as_str().unwrap(), "SELECT count(*) FROM tasks"), "50");
     // An address that the other machine does not have.
-    env.write("tfdev.toml", format!("project = \"{}\"\n[docker]\npublish = \"10.99.99.9\"\n", env.settled("project").0));
+    env.write(
+        "tfdev.toml",
+        format!("project = \"{}\"\n[docker]\npublish = \"10.99.99.9\"\n", env.settled("project").0),
+    );
     let error = run(&way, &["up", "--json"]).exits(1).json_error();
     assert!(error["hints"].to_string().contains("`publish` in the section `[docker]`"), "{error}");
     env.write("tfdev.toml", format!("project = \"{}\"\n", env.settled("project").0));

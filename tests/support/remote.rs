@@ -191,7 +191,8 @@ impl Remote {
         std::fs::write(folder.join("config"), configuration).unwrap();
         let program = self.ssh_path().join("ssh");
         std::fs::create_dir_all(self.ssh_path()).unwrap();
-        std::fs::write(&program, format!("#!/bin/sh\nexec /usr/bin/ssh -F {}/config \"$@\"\n", folder.display())).unwrap();
+        std::fs::write(&program, format!("#!/bin/sh\nexec /usr/bin/ssh -F {}/config \"$@\"\n", folder.display()))
+            .unwrap();
         std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     }
 

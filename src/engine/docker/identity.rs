@@ -32,8 +32,12 @@ impl DockerEngine {
         };
         let (name, own) = (self.instance.container_name(), self.instance.volume_name());
         if *mounted != own {
-            return Err(mixed_up(format!("the container `{name}` has its data in the volume `{mounted}` and not in `{own}`"))
-                .hint(format!("remove the container with `docker rm -f {name}`: `tfdev up` makes it anew on its own volume")));
+            return Err(mixed_up(format!(
+                "the container `{name}` has its data in the volume `{mounted}` and not in `{own}`"
+            ))
+            .hint(format!(
+                "remove the container with `docker rm -f {name}`: `tfdev up` makes it anew on its own volume"
+            )));
         }
         let volume = volume?;
         let (of_container, of_volume) = (labels::id(Some(&container.labels)), labels::id(volume.as_ref()));
@@ -44,7 +48,9 @@ impl DockerEngine {
                 shown(of_container),
                 shown(of_volume)
             ))
-            .hint(format!("look at both with `docker inspect {name} {own}`; remove the one that is not this instance's")));
+            .hint(format!(
+                "look at both with `docker inspect {name} {own}`; remove the one that is not this instance's"
+            )));
         }
         Ok((Some(container), volume))
     }
@@ -54,8 +60,9 @@ impl DockerEngine {
     pub(super) async fn check_marker(&self, name: &str, id: Uuid) -> Result<bool> {
         let Some(text) = self.read_file(name, MARKER).await? else { return Ok(false) };
         let volume = self.instance.volume_name();
-        let marker: DataMarker = serde_json::from_str(&text)
-            .map_err(|error| mixed_up(format!("the mark in the data of the volume `{volume}` is damaged")).caused_by(error))?;
+        let marker: DataMarker = serde_json::from_str(&text).map_err(|error| {
+            mixed_up(format!("the mark in the data of the volume `{volume}` is damaged")).caused_by(error)
+        })?;
         if marker.id == id {
             return Ok(true);
         }

@@ -43,8 +43,7 @@ impl DockerEngine {
         let hash = request.spec.hash();
         let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
         if let Some(found) = &found {
-            let same =
-                found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
+            let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
             if same && found.is_running() && found.port.is_some() {
                 return self.started(false, false, None).await;
             }

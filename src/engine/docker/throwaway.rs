@@ -118,7 +118,8 @@ impl DockerEngine {
         if !found.is_running() {
             return Err(self.ended(name, &found.state).await);
         }
-        let slow = || Error::new(ErrorKind::TimedOut, format!("the server in container `{name}` did not come up in time"));
+        let slow =
+            || Error::new(ErrorKind::TimedOut, format!("the server in container `{name}` did not come up in time"));
         let output = answered.map_err(|_| slow().hint("`--timeout SECONDS` waits longer"))??;
         if output.exit_code == 0 {
             return Ok(());
