@@ -25,6 +25,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
@@ -214,6 +215,8 @@ pub struct Settings {
     pub image: Option<Setting<String>>,
     /// Where Docker is.
     pub docker: DockerEnvironment,
+    /// `docker.publish`: the address of Docker's machine that the port is published on.
+    pub docker_publish: Option<Setting<IpAddr>>,
     /// `native.bin_dir`.
     pub native_bin_dir: Option<Setting<PathBuf>>,
     /// `native.user`.

@@ -114,6 +114,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         },
         image: optional("docker.image"),
         docker: environment.docker.clone(),
+        docker_publish: optional("docker.publish").map(|setting| setting.map(|text| text.parse().expect(CHECKED))),
         native_bin_dir: path("native.bin_dir"),
         native_user: optional("native.user"),
         external_url: optional("external.url"),
