@@ -7,6 +7,8 @@
 mod choice;
 pub mod cluster;
 pub mod docker;
+#[cfg(debug_assertions)]
+pub mod fault;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;
@@ -134,6 +136,8 @@ pub struct Observed {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not, in words.
+    pub limits_reason: Option<String>,
     /// Why the server is not running, in words.
     pub reason: Option<String>,
 }

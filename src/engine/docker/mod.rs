@@ -293,6 +293,7 @@ impl Engine for DockerEngine {
                     ..Parts::default()
                 },
                 limits_enforced: true,
+                limits_reason: None,
                 reason: None,
             });
         };
@@ -305,6 +306,7 @@ impl Engine for DockerEngine {
             endpoint: container.port.map(|port| self.endpoint(port)),
             parts: self.parts(&container),
             limits_enforced: true,
+            limits_reason: None,
             reason,
         })
     }
