@@ -5,7 +5,7 @@
 //! - `faults` is what happens when something is, over every engine where it can happen there.
 //! - `identity` is about servers, volumes and data folders that are not the instance's own.
 //! - `native` is what only the native engine has.
-//! - `remote` is all of it for a Docker on another machine.
+//! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
