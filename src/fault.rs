@@ -1,7 +1,7 @@
 //! Places at which a test can end or stop the program, to see what is left.
 //!
 //! What must hold: each place is named in [`POINTS`], in the order in which a command comes by; a test compares the list
-//! with the code. In a release build a point is nothing at all. In a debug build the variable `TFDEV_FAULT` orders one:
+//! with the code. In a release build a point is nothing at all. In a debug build the variable `TFDEV_FAULT_POINT` orders one:
 //! `NAME=kill` ends the process there as `kill -9` would, `NAME=pause:FILE` makes FILE and waits until somebody removes
 //! it.
 
@@ -39,7 +39,7 @@ pub const POINTS: &[&str] = &[
 pub(crate) async fn point(name: &'static str) {
     use std::time::Duration;
     debug_assert!(POINTS.contains(&name), "`{name}` is not listed");
-    let Some(order) = crate::config::fault() else { return };
+    let Some(order) = crate::config::fault_point() else { return };
     let Some((place, what)) = order.split_once('=') else { return };
     if place != name {
         return;

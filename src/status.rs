@@ -14,7 +14,7 @@ use crate::migrate::{self, Source};
 use crate::pg;
 use crate::profile;
 use crate::provision;
-use crate::server::{self, Passwords, Server};
+use crate::server::Server;
 use crate::snapshot::{self, LeftOver, Snapshot};
 use crate::up::{MigrationCounts, SeedReport};
 
@@ -101,11 +101,11 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
-    let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
+    let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
     report.url = Some(server.url());
     match pg::connect(&server.admin_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {
-            server::prove(&mut connection, &record).await?;
+            server.prove(&mut connection, &record).await?;
             report.state = State::Running;
             report.measure(settings, &mut connection).await?;
             let overview = snapshot::overview(&mut connection, &server.database).await?;

@@ -86,8 +86,8 @@ pub fn json() -> bool {
 
 /// What a test orders for a named place of the program (`crate::fault`); only debug builds ask.
 #[cfg(all(debug_assertions, unix))]
-pub(crate) fn fault() -> Option<String> {
-    variable("TFDEV_FAULT")?.into_string().ok()
+pub(crate) fn fault_point() -> Option<String> {
+    variable("TFDEV_FAULT_POINT")?.into_string().ok()
 }
 
 /// Starts this program again without the variables that would change its own sessions with servers

@@ -87,7 +87,7 @@ impl Work<'_> {
             FORMAT.to_string(),
             migrate::fingerprint(migrations),
             dataset.map_or_else(|| "none".to_owned(), DataSet::fingerprint),
-            self.on.server.user.clone(),
+            self.on.server.user.name.clone(),
             settings,
         ] {
             hash.update((part.len() as u64).to_le_bytes());
@@ -121,7 +121,7 @@ impl Work<'_> {
         let on = self.on;
         registry::lock_row(&mut self.helper.connection, row.id).await?;
         let name = quote::identifier(&row.database)?;
-        let owner = quote::identifier(&on.server.user)?;
+        let owner = quote::identifier(&on.server.user.name)?;
         let create = format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0");
         self.helper.run(create, "create the base").await?;
         fault::point("snapshot.base.made").await;

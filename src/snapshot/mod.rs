@@ -46,7 +46,7 @@ use crate::event::Events;
 use crate::instance::InstanceRecord;
 use crate::pg::clone::Admin;
 use crate::profile;
-use crate::server::{self, Running, Server};
+use crate::server::{Running, Server};
 
 pub use base::reset;
 pub use create::Created;
@@ -152,7 +152,7 @@ impl<'a> Snapshots<'a> {
     /// A session that is proven to be with the right server.
     async fn open(&self) -> Result<Admin> {
         let mut admin = Admin::open(&self.server.admin_login(), self.options.timeout).await?;
-        server::prove(&mut admin.connection, self.record).await?;
+        self.server.prove(&mut admin.connection, self.record).await?;
         Ok(admin)
     }
 
