@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement's output is its purpose")]
 
 mod report;
+mod snapshot;
 mod world;
 
 use std::error::Error;
@@ -32,11 +33,17 @@ struct Case {
     run: fn(&World) -> Outcome<Vec<Measurement>>,
 }
 
-const CASES: [Case; 5] = [
+const CASES: [Case; 7] = [
     Case { name: "version", what: "`tfdev --version`", run: version },
     Case { name: "up-new", what: "`up` on a new volume, against `docker run` until its first login", run: up_new },
     Case { name: "up-running", what: "`up` when all is there", run: up_running },
     Case { name: "up-stopped", what: "`up` on a stopped instance, against `docker start`", run: up_stopped },
+    Case {
+        name: "snapshot",
+        what: "snapshots, restore and reset on `demo`, against a bare copy",
+        run: snapshot::small,
+    },
+    Case { name: "snapshot-large", what: "the same on about 1 GB", run: snapshot::large },
     Case { name: "seed", what: "the data set `load`, against COPY of the same rows from a file", run: seed },
 ];
 

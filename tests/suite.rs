@@ -5,6 +5,7 @@
 //! - `faults` is what happens when something is, over every engine where it can happen there.
 //! - `native` is what only the native engine has.
 //! - `readme` runs the README's tour.
+//! - `snapshot` is about snapshots, restore and reset, kills at every point included.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
 //! What must hold: no test leaves a container, a volume, a server or a data folder behind, not even one that fails; tests
@@ -19,4 +20,6 @@ mod native;
 #[cfg(unix)]
 mod readme;
 mod skipped;
+#[cfg(unix)]
+mod snapshot;
 mod support;
