@@ -9,6 +9,7 @@
 #[cfg(unix)]
 mod native;
 mod report;
+mod snapshot;
 mod world;
 
 use std::error::Error;
@@ -54,6 +55,8 @@ const CASES: &[Case] = &[
     case("native-up-new", "native `up` on a new instance, against initdb, start and login by hand", native::up_new),
     #[cfg(unix)]
     case("native-up-running", "native `up` when all is there", native::up_running),
+    docker_case("snapshot", "snapshots, restore and reset on `demo`, against a bare copy", snapshot::small),
+    docker_case("snapshot-large", "the same on about 1 GB", snapshot::large),
     docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),
 ];
 

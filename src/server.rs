@@ -200,8 +200,13 @@ impl Running {
 
     /// Notes which data set the database was filled with.
     pub fn remember_seed(&self, outcome: &SeedOutcome) -> Result<()> {
+        self.remember_data(&SeedReport::from(outcome))
+    }
+
+    /// As [`Running::remember_seed`].
+    pub fn remember_data(&self, seed: &SeedReport) -> Result<()> {
         let Some(mut record) = InstanceRecord::read(&self.instance, &Events::none())? else { return Ok(()) };
-        record.remember_seed(&SeedReport::from(outcome));
+        record.remember_seed(seed);
         record.write(&self.instance)
     }
 

@@ -7,6 +7,7 @@
 //! - `native` is what only the native engine has.
 //! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
+//! - `snapshot` is about snapshots, restore and reset, kills at every point included.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
 //! What must hold: no test leaves a container, a volume, a server or a data folder behind, not even one that fails; tests
@@ -24,4 +25,6 @@ mod readme;
 #[cfg(target_os = "linux")]
 mod remote;
 mod skipped;
+#[cfg(unix)]
+mod snapshot;
 mod support;
