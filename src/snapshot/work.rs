@@ -81,10 +81,9 @@ impl<'a> Work<'a> {
                 row.exists = clone::find(&mut self.helper.connection, &row.database).await?.is_some();
             }
             match (row.stage, row.exists, row.worker) {
-                (Stage::Building, false, Some(_)) | (Stage::Ready, true, _) => {}
+                (Stage::Building, false, Some(_)) | (Stage::Ready | Stage::Dropping, true, _) => {}
                 (Stage::Building, true, _) if row.kind == Kind::Standby => whole.push(row.id),
                 (Stage::Building, true, _) => doomed.push(row.id),
-                (Stage::Dropping, true, _) => {}
                 (Stage::Ready, false, _) => {
                     if row.is_named() {
                         self.on.events.warning(format!("{} is gone: something dropped its database", row.title()));
@@ -170,8 +169,9 @@ impl<'a> Work<'a> {
         let mut names: Vec<&str> = closed.iter().map(|session| session.application.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let named: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
-        let whose = if named.is_empty() { String::new() } else { format!(" of {}", named.join(", ")) };
+        let programs: Vec<_> =
+            names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
+        let whose = if programs.is_empty() { String::new() } else { format!(" of {}", programs.join(", ")) };
         let sessions = if closed.len() == 1 { "session" } else { "sessions" };
         self.on.events.note(format!("Closed {} {sessions}{whose} in `{}`", closed.len(), self.on.database()));
     }

@@ -7,9 +7,9 @@ mod environment;
 pub(crate) mod native;
 mod outcome;
 pub(crate) mod process;
-pub(crate) mod skipped;
 #[cfg(target_os = "linux")]
 pub(crate) mod remote;
+pub(crate) mod skipped;
 mod sql;
 
 pub(crate) use engine::{ONE_SERVER, TestEngine, on_every_engine, run_on};
