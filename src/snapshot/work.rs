@@ -32,6 +32,8 @@ pub(super) struct Work<'a> {
     pub(super) rows: Vec<Row>,
     /// Databases to be dropped once all else is done.
     drops: Vec<Row>,
+    /// The room that is left by the copies of this change, if it was measured.
+    room: Option<Room>,
 }
 
 impl<'a> Work<'a> {
@@ -41,7 +43,7 @@ impl<'a> Work<'a> {
         registry::lock(&mut admin, on.options.timeout, on.events).await?;
         fault::point("snapshot.locked").await;
         registry::create(&mut admin.connection).await?;
-        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new() };
+        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None };
         work.reload().await?;
         work.sweep().await?;
         Ok(work)
@@ -112,6 +114,7 @@ impl<'a> Work<'a> {
         let limit = self.on.options.limit_bytes;
         let mut room = Room::measure(&mut self.admin, limit).await?;
         if room.missing(needed) == 0 {
+            self.room = Some(room.without(needed));
             return Ok(());
         }
         let standbys = self.rows.iter().filter(|row| row.kind == Kind::Standby && Some(row.id) != keep);
@@ -121,6 +124,7 @@ impl<'a> Work<'a> {
             self.drop_now(&row).await?;
             room = Room::measure(&mut self.admin, limit).await?;
             if room.missing(needed) == 0 {
+                self.room = Some(room.without(needed));
                 return Ok(());
             }
         }
@@ -230,7 +234,10 @@ impl<'a> Work<'a> {
         if !wanted {
             return Ok(());
         }
-        let room = Room::measure(&mut self.admin, self.on.options.limit_bytes).await?;
+        let room = match self.room {
+            Some(room) => room,
+            None => Room::measure(&mut self.admin, self.on.options.limit_bytes).await?,
+        };
         if room.missing(parent.details.size) > 0 {
             self.on.events.detail("there is no room for a ready copy, so the next restore copies first");
             return Ok(());
