@@ -24,9 +24,9 @@ up: setup build ## A database with a schema and data, and a first query
 down: ## Stop the database and keep its data
 	$(TFDEV) down
 
-test: setup ## Run all tests; those with Docker are skipped if there is none
+test: setup ## Run all tests; those with Docker are skipped if there is none, and named at the end
 	$(CARGO) test --doc --quiet
-	$(CARGO) $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests)
+	@CARGO="$(CARGO)" scripts/test
 
 check: ## Formatting, lints, documentation, licences
 	$(CARGO) fmt --check

@@ -11,8 +11,8 @@
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
 //! - [`engine`] is the only seam with effects on a machine, with one folder for Docker, one for PostgreSQL 15 of this
-//!   machine and one for a server of someone else; [`image`] is what the Docker engine runs, and [`marker`] tells our
-//!   databases from others'.
+//!   machine and one for a server of someone else (and, in debug builds, one file that wraps any of them and fails on cue);
+//!   [`image`] is what the Docker engine runs, and [`marker`] tells our databases from others'.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`checks`] warns of what a server that answers may still have wrong.
@@ -39,6 +39,9 @@ pub mod provision;
 pub mod psql;
 pub mod seed;
 pub mod server;
+#[cfg(test)]
+#[path = "../tests/support/skipped.rs"]
+mod skipped;
 pub mod spec;
 pub mod status;
 pub mod tls;

@@ -8,6 +8,8 @@ mod choice;
 pub mod cluster;
 pub mod docker;
 pub mod external;
+#[cfg(debug_assertions)]
+pub mod fault;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;

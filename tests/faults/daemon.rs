@@ -5,7 +5,6 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
-
 use crate::support::{Outcome, TestEnv, finish, start};
 
 /// `up --json` with this DOCKER_HOST.
