@@ -15,6 +15,8 @@ mod login;
 mod password_file;
 mod production;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::Stdio;
