@@ -4,7 +4,7 @@
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
 //! - `identity` is about servers, volumes and data folders that are not the instance's own.
-//! - `native` is what only the native engine has.
+//! - `native` is what only the native engine has, and `external` what a server of someone else has.
 //! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
 //! - `snapshot` is about snapshots, restore and reset, kills at every point included.
@@ -17,6 +17,7 @@
 
 mod cli;
 mod contract;
+mod external;
 mod faults;
 mod identity;
 mod native;

@@ -7,6 +7,7 @@ pub mod args;
 mod commands;
 mod exit;
 mod output;
+mod password;
 mod progress;
 
 use std::path::PathBuf;
@@ -66,6 +67,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
     let flags = args::flags(matches, &arguments.global)?;
     let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    settings.passwords.ask = password::way_to_ask(output.json);
     settings.own_program = own_program();
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
