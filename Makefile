@@ -5,7 +5,7 @@ CARGO ?= cargo
 TFDEV = $(CARGO) run --release --quiet --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test check bench docs fmt build clean-docker
+.PHONY: help setup up down test kill-matrix check bench docs fmt build clean-docker
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ down: ## Stop the database and keep its data
 test: setup ## Run all tests; those with Docker are skipped if there is none, and named at the end
 	$(CARGO) test --doc --quiet
 	@CARGO="$(CARGO)" scripts/test
+
+kill-matrix: ## Kill tfdev at 500 random moments of its work with snapshots, on each engine
+	TFDEV_KILL_ROUNDS=$(or $(ROUNDS),500) $(CARGO) test --test suite -- --nocapture tfdev_is_killed_at_random_moments
 
 check: ## Formatting, lints, documentation, licences
 	$(CARGO) fmt --check

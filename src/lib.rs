@@ -11,14 +11,16 @@
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
 //! - [`engine`] is the only seam with effects on a machine, with one folder for Docker, one for PostgreSQL 15 of this
-//!   machine and one for a server of someone else (and, in debug builds, one file that wraps any of them and fails on
-//!   cue); [`image`] is what the Docker engine runs, and [`marker`] tells our databases from others'.
+//!   machine and one for a server of someone else (and, in debug builds, one file that wraps any of them and fails on cue);
+//!   [`image`] is what the Docker engine runs, and [`marker`] tells our databases from others'.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
+//! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
-//! - [`pg`], [`migrate`] and [`seed`] speak SQL and never ask which engine it is.
+//! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
+//! - [`fault`] names the places at which tests end the program.
 
 pub mod checks;
 #[cfg(feature = "cli")]
@@ -29,6 +31,8 @@ pub mod down;
 pub mod engine;
 pub mod error;
 pub mod event;
+pub mod fault;
+pub mod identity;
 pub mod image;
 pub mod instance;
 pub mod marker;
@@ -42,6 +46,7 @@ pub mod server;
 #[cfg(test)]
 #[path = "../tests/support/skipped.rs"]
 mod skipped;
+pub mod snapshot;
 pub mod spec;
 pub mod status;
 pub mod tls;

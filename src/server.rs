@@ -15,6 +15,7 @@ use crate::config::Settings;
 use crate::engine::{self, Endpoint, Engine, Observed, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceRecord, Password, PgpassEntry, Secrets};
 use crate::marker::Marker;
 use crate::pg::{self, Login, Tls};
@@ -221,6 +222,7 @@ impl Running {
         else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
+        identity::check_record(&instance, Some(&record), &observed)?;
         let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
         Ok(Self { instance, engine, observed, record, server })
     }
@@ -244,16 +246,24 @@ impl Running {
 
     /// Notes which data set the database was filled with.
     pub fn remember_seed(&self, outcome: &SeedOutcome) -> Result<()> {
+        self.remember_data(&SeedReport::from(outcome))
+    }
+
+    /// As [`Running::remember_seed`].
+    pub fn remember_data(&self, seed: &SeedReport) -> Result<()> {
         let Some(mut record) = InstanceRecord::read(&self.instance, &Events::none())? else { return Ok(()) };
-        record.remember_seed(&SeedReport::from(outcome));
+        record.remember_seed(seed);
         record.write(&self.instance)
     }
 
     /// Logs in as the ordinary role and proves whose server it is.
     pub async fn connect(&self, timeout: Duration) -> Result<PgConnection> {
+        if self.record.system_identifier.is_none() {
+            return Err(identity::unknown(&self.instance));
+        }
         let login = self.server.login();
-        let mut connection =
-            pg::connect(&login, Instant::now() + timeout).await.map_err(|error| error.into_error(&login))?;
+        let connected = pg::connect(&login, Instant::now() + timeout).await;
+        let mut connection = connected.map_err(|error| identity::login_failed(error, &login))?;
         self.server.prove(&mut connection, &self.record).await?;
         Ok(connection)
     }
@@ -271,7 +281,10 @@ impl Server {
                 ErrorKind::Refused,
                 format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
             )
-            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`"));
+            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
+            .hint(
+                "if it is a copy of this instance's data, load a dump of it instead: `tfdev up`, then `tfdev psql`",
+            ));
         }
         match (self.tenancy, record.id()) {
             (Tenancy::Shared, Some(id)) => prove_marked(connection, id).await,

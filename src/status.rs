@@ -15,6 +15,7 @@ use crate::pg;
 use crate::profile;
 use crate::provision;
 use crate::server::{Server, Tenancy};
+use crate::snapshot::{self, LeftOver, Snapshot};
 use crate::up::{MigrationCounts, SeedReport};
 
 /// How long a login may take before the server counts as unhealthy.
@@ -63,6 +64,8 @@ pub struct StatusReport {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not.
+    pub limits_reason: Option<String>,
     /// The host on which the server answers.
     pub host: Option<String>,
     /// The port on which the server answers.
@@ -81,8 +84,12 @@ pub struct StatusReport {
     pub storage: Option<Storage>,
     /// Client connections.
     pub connections: Option<Connections>,
-    /// Named copies of the database.
-    pub snapshots: Vec<String>,
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Databases that a command which was cut off has left, and that the next one removes.
+    pub left_overs: Vec<LeftOver>,
+    /// Bytes that a server which was killed in mid-copy has left in its data folder.
+    pub leaked_bytes: u64,
 }
 
 /// Storage used, in bytes.
@@ -129,6 +136,9 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
             server.prove(&mut connection, &record).await?;
             report.state = State::Running;
             report.measure(settings, server.tenancy, &mut connection).await?;
+            let overview = snapshot::overview(&mut connection, &server.database).await?;
+            (report.snapshots, report.left_overs) = (overview.snapshots, overview.left_overs);
+            report.leaked_bytes = overview.leaked_bytes;
             provision::close(connection).await;
             report.count_migrations(settings, &server).await?;
         }
@@ -165,6 +175,7 @@ impl StatusReport {
             started: false,
             parts: observed.parts.clone(),
             limits_enforced: observed.limits_enforced,
+            limits_reason: observed.limits_reason.clone(),
             host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
             port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
             database: settings.database.name.value.clone(),
@@ -175,6 +186,8 @@ impl StatusReport {
             storage: None,
             connections: None,
             snapshots: Vec::new(),
+            left_overs: Vec::new(),
+            leaked_bytes: 0,
         }
     }
 

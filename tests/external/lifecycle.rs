@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{External, PASSWORD};
-use crate::native::shell;
+use crate::support::process::shell;
 use crate::support::{finish, one, query, start};
 
 #[test]

@@ -4,7 +4,8 @@ use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
 use super::{External, PASSWORD};
-use crate::native::{is_root, shell, skip};
+use crate::support::process::{is_root, shell};
+use crate::support::skipped::skip;
 use crate::support::{Outcome, SomeonesServer, finish, free_port, one, start, try_query, until};
 
 /// Runs `up` with the password in a file of this mode.

@@ -75,8 +75,8 @@ impl SomeonesServer {
 
     /// A place for a server, without data.
     fn folder() -> Option<Self> {
-        if crate::native::bin_dir().is_none() {
-            crate::native::skip("PostgreSQL 15 is not installed");
+        if crate::support::process::bin_dir().is_none() {
+            crate::support::skipped::skip("PostgreSQL 15 is not installed");
             return None;
         }
         let folder = TempDir::with_prefix("tfdev-someone-").unwrap().keep();
@@ -121,9 +121,9 @@ impl SomeonesServer {
 
     /// A program of PostgreSQL, run by an ordinary user.
     fn program(&self, name: &str) -> Command {
-        let program = crate::native::bin_dir().unwrap().join(name);
+        let program = crate::support::process::bin_dir().unwrap().join(name);
         let mut command = Command::new(&program);
-        if crate::native::is_root() {
+        if crate::support::process::is_root() {
             command = Command::new("setpriv");
             command.args(["--reuid=nobody", "--regid=nogroup", "--clear-groups"]).arg(program);
         }
@@ -187,7 +187,7 @@ impl Drop for SomeonesServer {
 }
 
 fn own(path: &Path) {
-    if crate::native::is_root() {
+    if crate::support::process::is_root() {
         output(Command::new("chown").arg("nobody:nogroup").arg(path));
     }
 }

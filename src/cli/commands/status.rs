@@ -24,7 +24,8 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     row("state", &format!("{}{reason}", report.state))?;
     row("engine", &format!("{} ({})", report.engine, report.engine_reason))?;
     if !report.limits_enforced {
-        row("limits", "memory and processor time are not limited by this engine")?;
+        let reason = report.limits_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        row("limits", &format!("memory and processor time are not limited by this engine{reason}"))?;
     }
     if let Some(profile) = &report.profile {
         row("profile", profile)?;
@@ -47,6 +48,19 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     if let Some(storage) = &report.storage {
         let mebibytes = |bytes: u64| bytes / (1024 * 1024);
         row("storage", &format!("{} MB of {} MB", mebibytes(storage.used_bytes), mebibytes(storage.limit_bytes)))?;
+    }
+    if let [.., last] = &report.snapshots[..] {
+        row("snapshots", &format!("{}, the last one `{}`", report.snapshots.len(), last.name))?;
+    }
+    for left in &report.left_overs {
+        row(
+            "left over",
+            &format!("{}, {} MB; the next snapshot command removes it", left.what, left.size_bytes >> 20),
+        )?;
+    }
+    if report.leaked_bytes > 0 {
+        let lost = report.leaked_bytes >> 20;
+        row("lost", &format!("{lost} MB in the data folder, by a server that was killed in mid-copy"))?;
     }
     if let Some(connections) = &report.connections {
         row("connections", &format!("{} of {}", connections.used, connections.max))?;

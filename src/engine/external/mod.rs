@@ -15,6 +15,8 @@ mod login;
 mod password_file;
 mod production;
 mod survey;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -35,11 +37,12 @@ use crate::engine::{
 };
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
+use crate::identity::Claim;
 use crate::instance::{Instance, InstanceRecord, PgpassEntry};
 use crate::marker::{Marker, registry_name};
 use crate::pg::programs::{SearchPlaces, client_program};
 use crate::pg::url::ServerUrl;
-use crate::provision::{self, close};
+use crate::provision::close;
 use crate::server::{Role, Server, Tenancy};
 
 /// The external engine for one instance.
@@ -201,9 +204,9 @@ impl ExternalEngine {
             )));
         }
         if session.login.database == registry
-            && let Some(other) = provision::marker(&mut session.connection).await?.filter(|found| *found != id)
+            && let Some(claim) = Claim::read(&mut session.connection, survey.system_identifier).await?
         {
-            return Err(provision::not_ours(id, other));
+            claim.check(id)?;
         }
         let Some(record) = self.record()?.filter(|record| record.initialised) else { return Ok(()) };
         match (record.system_identifier(), survey.system_identifier) {
@@ -331,6 +334,7 @@ impl Engine for ExternalEngine {
             endpoint: id.map(|_| self.endpoint()),
             parts: id.map(parts).unwrap_or_default(),
             limits_enforced: false,
+            limits_reason: Some("the server is run by someone else".to_owned()),
             reason: None,
         })
     }

@@ -143,3 +143,38 @@ pub(super) async fn different(
     different.sort();
     Ok(different)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn survey(version_number: i32) -> Survey {
+        Survey {
+            version_number,
+            version: "x".into(),
+            in_recovery: false,
+            read_only: false,
+            role: "me".into(),
+            may_create: true,
+            system_identifier: None,
+        }
+    }
+
+    #[test]
+    fn each_reason_has_words_of_its_own() {
+        survey(150_018).check().unwrap();
+        for (survey, words) in [
+            (survey(140_011), "older than 15"),
+            (survey(160_002), "newer than 15"),
+            (survey(90_624), "older than 15"),
+            (Survey { in_recovery: true, ..survey(150_000) }, "it is a standby"),
+            (Survey { read_only: true, ..survey(150_000) }, "read-only"),
+        ] {
+            let error = survey.check().unwrap_err();
+            assert!(error.kind() == ErrorKind::NoEngine && error.to_string().contains(words), "{error}");
+        }
+        assert!(
+            Survey { may_create: false, ..survey(150_000) }.check_role().unwrap_err().hints()[0].contains("CREATEDB")
+        );
+    }
+}
