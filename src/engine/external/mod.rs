@@ -367,7 +367,7 @@ impl Engine for ExternalEngine {
         let mut removed = Vec::new();
         // The registry goes last, so that a kill leaves something that can be destroyed again.
         for database in first.into_iter().chain(last) {
-            databases::drop(&mut session.connection, database).await?;
+            databases::drop(&mut session.connection, &database.name).await?;
             removed.push(format!("database {}", database.name));
         }
         close(session.connection).await;
