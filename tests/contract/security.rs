@@ -101,7 +101,7 @@ fn a_wrong_password_is_refused_over_the_published_port(env: &TestEnv) {
     if !env.engine().runs_the_server() {
         let mut command = env.command(&["up"]);
         command.env("PGPASSWORD", "wrong");
-        finish(start(command)).exits(5).says("password");
+        finish(start(command)).exits(3).says("does not accept the password of the role `dev`");
         return;
     }
     // The data folder that new instances are copied from has a password of its own, which must be gone by now.

@@ -225,7 +225,8 @@ pub(crate) fn run_on(engine: TestEngine, case: fn(&TestEnv)) {
     }
 }
 
-/// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name.
+/// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name; with
+/// `@of_ours` for those engines alone that run the server.
 macro_rules! on_every_engine {
     (@each $module:ident $engine:ident: $($case:ident)+) => {
         mod $module {
@@ -237,10 +238,13 @@ macro_rules! on_every_engine {
             )+
         }
     };
-    ($($case:ident),+ $(,)?) => {
+    (@of_ours $($case:ident)+) => {
         on_every_engine!(@each docker Docker: $($case)+);
         on_every_engine!(@each native Native: $($case)+);
         on_every_engine!(@each native_user NativeUser: $($case)+);
+    };
+    ($($case:ident),+ $(,)?) => {
+        on_every_engine!(@of_ours $($case)+);
         on_every_engine!(@each external External: $($case)+);
     };
 }
