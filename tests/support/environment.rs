@@ -34,6 +34,9 @@ pub(crate) struct TestEnv {
 /// The role on someone else's server that may create databases and nothing else, and its password.
 const SOMEONES_ROLE: (&str, &str) = ("dev", "d3v-s3cret");
 
+/// What someone else has set on that server, so that it can hold what stands in the way of a copy.
+const SOMEONES_SETTINGS: [&str; 2] = ["max_prepared_transactions=2", "wal_level=logical"];
+
 impl TestEnv {
     /// A place for a test that needs no engine.
     pub(crate) fn new() -> Self {
@@ -65,7 +68,7 @@ impl TestEnv {
                 skipped::skip("the tests are an ordinary user's, so this is the same as on `native`");
             }
             TestEngine::Native | TestEngine::NativeUser => return Some(Self::with(Some(engine), None)),
-            TestEngine::External => return Some(Self::with_server(SomeonesServer::start(&[])?)),
+            TestEngine::External => return Some(Self::with_server(SomeonesServer::start(&SOMEONES_SETTINGS)?)),
         }
         None
     }
