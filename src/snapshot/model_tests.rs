@@ -284,7 +284,7 @@ async fn state(session: &mut PgConnection, database: &str) -> State {
 #[tokio::test]
 async fn any_sequence_of_changes_keeps_every_state_whole() {
     let Some(login) = test_server::database().await else { return };
-    play(server(&login), InstanceRecord::default()).await;
+    Box::pin(play(server(&login), InstanceRecord::default())).await;
 }
 
 /// On a server where others have databases too, with a role that may make databases and do nothing else.
@@ -309,7 +309,8 @@ async fn any_sequence_of_changes_by_an_ordinary_role_keeps_every_state_whole() {
     session.close().await.unwrap();
     let login = Login { user: role, password: "secret".into(), database: database.clone(), ..superuser };
     let shared = Server { registry, tenancy: Tenancy::Shared, ..server(&login) };
-    play(shared, InstanceRecord { uuid: Some(id.to_string()), ..InstanceRecord::default() }).await;
+    let record = InstanceRecord { uuid: Some(id.to_string()), ..InstanceRecord::default() };
+    Box::pin(play(shared, record)).await;
     let mut session = test_server::session(&login).await;
     assert_eq!(Properties::read(&mut session, &database).await.unwrap().comment, Some(comment));
     session.close().await.unwrap();
