@@ -10,6 +10,7 @@ pub mod docker;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;
+pub mod program;
 
 pub use choice::{Chosen, choose, choose_for_up};
 
@@ -20,6 +21,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::program::{Input, Program};
 use crate::config::{EngineChoice, Setting};
 use crate::error::{Error, Result};
 use crate::instance::Password;
@@ -234,6 +236,10 @@ pub trait Engine: Send + Sync {
 
     /// Runs a program beside the server, as the server's user where that matters. Secrets go in by `stdin` only.
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
+
+    /// Starts a program beside the server, as the server's user, whose output is read while it runs. It ends when the
+    /// returned value is dropped and when this process dies, however that happens.
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program>;
 
     /// Runs a program beside the server on this process's own input and output; `terminal` if both are one. Returns its
     /// exit status.

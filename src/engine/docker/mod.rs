@@ -25,6 +25,7 @@ use self::connect::DockerConnection;
 use self::errors::{failed, is_not_found};
 use self::labels::Labels;
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
@@ -358,6 +359,10 @@ impl Engine for DockerEngine {
 
     async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64> {
         exec::interactive(self.docker(), &self.instance.container_name(), command, &[], terminal).await
+    }
+
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        exec::stream(self.docker(), &self.instance.container_name(), command, input).await
     }
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {

@@ -8,11 +8,12 @@
 //!     data/                                the data folder, with the marker of the instance
 //!     tfdev.conf, pg_hba.conf, server.*    settings, which data/postgresql.conf includes
 //!     run/                                 the server's socket, mode 0700
+//!     files/                               what a program beside the server needs as a file while it runs, mode 0700
 //! ```
 //!
 //! The home is the same folder as the first one, but:
 //! - if root runs tfdev the server runs as another user, who must not need to reach into root's state folder: the home is
-//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data` and `run` alone;
+//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data`, `run` and `files` alone;
 //! - data in memory has its home on a tmpfs.
 //!
 //! What must hold: nothing absolute is kept about a home inside the state folder, so that it can be moved with it; and a
@@ -139,6 +140,11 @@ impl Place {
         self.home.join("data.removed")
     }
 
+    /// The folder of files for programs beside the server.
+    pub(super) fn files(&self) -> PathBuf {
+        self.home.join("files")
+    }
+
     /// The server's log.
     pub(super) fn log(&self) -> PathBuf {
         self.records.join("server.log")
@@ -172,8 +178,8 @@ impl Place {
         own_folder(&self.home, mode, geteuid().as_raw()).map(drop)
     }
 
-    /// Makes the folder of the socket, open to the server's user alone.
-    pub(super) fn create_socket_dir(folder: &Path, account: Account) -> Result<()> {
+    /// Makes a folder that is open to the server's user alone.
+    pub(super) fn create_folder_of_server(folder: &Path, account: Account) -> Result<()> {
         let own = geteuid().as_raw();
         // A kill may have come between making it and giving it away.
         let made = match fs::symlink_metadata(folder) {

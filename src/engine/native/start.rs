@@ -157,7 +157,7 @@ impl NativeEngine {
         programs: &Programs,
     ) -> Result<u16> {
         let socket_dir = self.socket_dir(place);
-        Place::create_socket_dir(&socket_dir, account)?;
+        Place::create_folder_of_server(&socket_dir, account)?;
         launch::clear_leftovers(&place.data(), &socket_dir, &self.events).await?;
         let choice = request.spec.port;
         for port in ports::candidates(choice, request.last_port, &self.instance) {
