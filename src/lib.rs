@@ -19,6 +19,7 @@
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 
+pub mod archive;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -31,6 +32,7 @@ pub mod event;
 pub mod image;
 pub mod instance;
 pub mod migrate;
+mod partial_file;
 pub mod pg;
 pub mod profile;
 pub mod provision;

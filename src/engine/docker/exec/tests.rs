@@ -307,10 +307,23 @@ async fn a_streamed_program_ends_when_nobody_is_interested() {
         gone(&sleeper, &marker).await;
     }
     // One whose file never comes.
-    let command = ["true", "marker9"];
-    let mut program = stream(&sleeper.docker, &sleeper.name, &command, Input::File(100)).await.unwrap();
+    let mut program = stream(&sleeper.docker, &sleeper.name, &["true"], Input::File(100)).await.unwrap();
     program.write(b"not all").await.unwrap();
+    files(&sleeper, |files| files > 0).await;
     drop(program);
-    gone(&sleeper, "marker9").await;
-    assert_eq!(sleeper.run(&["ls", "/var/tmp"], None).await.unwrap().stdout, b"");
+    files(&sleeper, |files| files == 0).await;
+}
+
+/// Waits until the number of files for programs is as it should be.
+async fn files(sleeper: &Sleeper, as_wanted: impl Fn(usize) -> bool) {
+    let started = Instant::now();
+    loop {
+        let listing = sleeper.run(&["ls", "/var/tmp"], None).await.unwrap().stdout;
+        let count = String::from_utf8_lossy(&listing).lines().count();
+        if as_wanted(count) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "{count} files");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

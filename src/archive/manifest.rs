@@ -1,0 +1,169 @@
+//! What a file says of the database in it.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::spec::POSTGRES_MAJOR;
+
+/// The longest text in a manifest that is shown to people, in bytes.
+const LONGEST_TEXT: usize = 16 * 1024;
+
+/// What a file says of the database in it. Keys are added, never renamed; what is not understood is passed over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The version of tfdev that wrote it.
+    pub tfdev: String,
+    /// The version of the server that the dump is of, for example `15.18`.
+    pub postgres: String,
+    /// When the dump began.
+    pub created: Timestamp,
+    /// Where it is from.
+    pub source: Source,
+    /// The snapshot that was exported; `None` if that was the present state.
+    pub snapshot: Option<SnapshotName>,
+    /// The newest migration that was applied; `None` if there is none.
+    pub migration: Option<i64>,
+    /// What a dump of one database omits.
+    pub database: Database,
+    /// The dump.
+    pub payload: Payload,
+}
+
+/// Where a database is from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// The project's key.
+    pub project: String,
+    /// The instance.
+    pub instance: String,
+    /// The engine.
+    pub engine: String,
+    /// The database's name.
+    pub database: String,
+}
+
+/// A snapshot's name and note.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotName {
+    /// Its name.
+    pub name: String,
+    /// What was noted of it.
+    pub note: Option<String>,
+}
+
+/// What `pg_dump` of one database omits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    /// The role that owns it.
+    pub owner: String,
+    /// Its encoding.
+    pub encoding: String,
+    /// Its collation, `LC_COLLATE`.
+    pub collation: String,
+    /// Its size, in bytes.
+    pub size_bytes: u64,
+    /// The most connections it may have; -1 for any number.
+    pub connection_limit: i32,
+    /// Its comment.
+    pub comment: Option<String>,
+    /// Its privileges; `None` for those that every new database has.
+    pub grants: Option<Vec<Grant>>,
+    /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`.
+    pub settings: Vec<RoleSettings>,
+    /// Roles, beside the owner, that privileges and policies within it name.
+    pub roles: Vec<String>,
+    /// Extensions that are not part of every database.
+    pub extensions: Vec<String>,
+}
+
+/// A privilege on the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grant {
+    /// Who has it; `None` for everybody.
+    pub role: Option<String>,
+    /// What it is, for example `CONNECT`.
+    pub privilege: String,
+    /// Whether that role may give it to others.
+    pub grantable: bool,
+}
+
+/// Settings of sessions in the database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleSettings {
+    /// Whose sessions; `None` for everybody's.
+    pub role: Option<String>,
+    /// Each as `name=value`.
+    pub settings: Vec<String>,
+}
+
+/// The dump in a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payload {
+    /// The level of compression.
+    pub level: i32,
+    /// How many bytes the dump has.
+    pub bytes: u64,
+    /// How many bytes it has in the file.
+    pub compressed_bytes: u64,
+    /// The SHA-256 of those bytes in the file, in hexadecimal digits.
+    pub sha256: String,
+}
+
+impl Payload {
+    /// What is not known yet. Nothing that is known later is longer in JSON.
+    pub(super) fn unknown(level: i32) -> Self {
+        Self { level, bytes: u64::MAX, compressed_bytes: u64::MAX, sha256: "0".repeat(64) }
+    }
+}
+
+impl Manifest {
+    /// Fails if this is nothing that tfdev can use, or nothing that may be shown to people.
+    pub(super) fn check(&self) -> Result<()> {
+        let major = self.postgres.split('.').next().and_then(|major| major.parse::<u32>().ok());
+        match major {
+            None => return Err(Error::bad_input(format!("`{}` is no version of PostgreSQL", shown(&self.postgres)))),
+            Some(major) if major > POSTGRES_MAJOR => {
+                return Err(Error::bad_input(format!(
+                    "the dump is of PostgreSQL {}, and this is PostgreSQL {POSTGRES_MAJOR}",
+                    shown(&self.postgres)
+                ))
+                .hint("a dump cannot go back to an older server"));
+            }
+            Some(_) => {}
+        }
+        for text in self.texts() {
+            let unprintable = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');
+            if text.len() > LONGEST_TEXT || text.contains(unprintable) {
+                return Err(Error::bad_input(format!("the text `{}` in it is not printable or too long", shown(text))));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every text that may come before people or a server.
+    fn texts(&self) -> impl Iterator<Item = &str> {
+        let database = &self.database;
+        let fixed = [
+            &self.tfdev,
+            &self.source.project,
+            &self.source.instance,
+            &self.source.engine,
+            &self.source.database,
+            &database.owner,
+            &database.encoding,
+            &database.collation,
+        ];
+        let snapshot = self.snapshot.iter().flat_map(|snapshot| std::iter::once(&snapshot.name).chain(&snapshot.note));
+        let grants = database.grants.iter().flatten();
+        let grants = grants.flat_map(|grant| grant.role.iter().chain(std::iter::once(&grant.privilege)));
+        let settings = database.settings.iter().flat_map(|settings| settings.role.iter().chain(&settings.settings));
+        let lists = database.roles.iter().chain(&database.extensions).chain(&database.comment);
+        fixed.into_iter().chain(snapshot).chain(grants).chain(settings).chain(lists).map(String::as_str)
+    }
+}
+
+/// The beginning of a text from elsewhere, safe for a terminal.
+fn shown(text: &str) -> String {
+    text.chars().take(40).flat_map(char::escape_debug).collect()
+}
