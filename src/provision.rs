@@ -10,6 +10,7 @@ use uuid::Uuid;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Instance, Password};
 use crate::pg::{quote, scram};
+use crate::server::{Server, Tenancy};
 use crate::spec::SUPERUSER;
 
 /// What a new server is to get.
@@ -19,14 +20,8 @@ pub struct Provision<'a> {
     pub instance: &'a Instance,
     /// The instance's identity.
     pub id: Uuid,
-    /// The project's database.
-    pub database: &'a str,
-    /// The ordinary role that owns it.
-    pub user: &'a str,
-    /// The superuser's password.
-    pub superuser_password: &'a Password,
-    /// The ordinary role's password.
-    pub user_password: &'a Password,
+    /// The server, with the roles and databases that it is to have.
+    pub server: &'a Server,
 }
 
 /// Finds the identity that a server carries, for a psql beside it; prints nothing if there is none.
@@ -48,11 +43,13 @@ pub fn superuser_password_script(password: &Password) -> Result<String> {
     Ok(format!("{UNLOGGED};\nALTER ROLE {} PASSWORD {verifier};\n", quote::identifier(SUPERUSER)?))
 }
 
-/// Makes what is missing. `connection` is the superuser's, to the database `postgres`. Returns the server's system
+/// Makes what is missing. `connection` is that of [`Server::admin_login`]. Returns the server's system
 /// identifier.
 pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<u64> {
     let what = || "cannot set up the new server";
-    sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
+    if wanted.server.tenancy == Tenancy::Whole {
+        sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
+    }
     // The instance's file lock dies with its holder, and its session may still be making the database.
     sqlx::raw_sql(AssertSqlSafe(format!("SET lock_timeout = '1min'; SELECT pg_advisory_lock({LOCK})")))
         .execute(&mut *connection)
@@ -66,7 +63,7 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
         "SELECT (SELECT system_identifier FROM pg_control_system()), \
          EXISTS (SELECT FROM pg_database WHERE datname = $1)",
     )
-    .bind(wanted.database)
+    .bind(&wanted.server.database)
     .fetch_one(&mut *connection)
     .await
     .or_failed(what)?;
@@ -75,13 +72,13 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
     if !exists {
         let create = format!(
             "CREATE DATABASE {} OWNER {} TEMPLATE template0",
-            quote::identifier(wanted.database)?,
-            quote::identifier(wanted.user)?
+            quote::identifier(&wanted.server.database)?,
+            quote::identifier(&wanted.server.user.name)?
         );
         sqlx::raw_sql(AssertSqlSafe(create))
             .execute(&mut *connection)
             .await
-            .or_failed(|| format!("cannot create the database `{}`", wanted.database))?;
+            .or_failed(|| format!("cannot create the database `{}`", wanted.server.database))?;
     }
     Ok(identifier.cast_unsigned())
 }
@@ -113,11 +110,6 @@ pub fn not_ours(expected: Uuid, found: Uuid) -> Error {
 
 /// One transaction: marker, passwords and role. A plain `DO` body has no parameters, so everything is quoted.
 fn script(wanted: &Provision<'_>) -> Result<String> {
-    let user = quote::identifier(wanted.user)?;
-    let (superuser_verifier, user_verifier) = (
-        quote::literal(&scram::verifier(wanted.superuser_password.expose()))?,
-        quote::literal(&scram::verifier(wanted.user_password.expose()))?,
-    );
     Ok(format!(
         "BEGIN;
          CREATE SCHEMA IF NOT EXISTS tfdev;
@@ -128,17 +120,31 @@ fn script(wanted: &Provision<'_>) -> Result<String> {
              created_at timestamptz NOT NULL DEFAULT now()
          );
          INSERT INTO tfdev.instance (id, project, instance) VALUES ({id}, {project}, {name}) ON CONFLICT DO NOTHING;
-         DO $role$ BEGIN
-             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {user_text}) THEN CREATE ROLE {user}; END IF;
-         END $role$;
-         ALTER ROLE {user} LOGIN PASSWORD {user_verifier};
-         ALTER ROLE {superuser} PASSWORD {superuser_verifier};
+         {roles}
          COMMIT",
         id = quote::literal(&wanted.id.to_string())?,
         project = quote::literal(&wanted.instance.project)?,
         name = quote::literal(&wanted.instance.name)?,
-        user_text = quote::literal(wanted.user)?,
-        superuser = quote::identifier(SUPERUSER)?,
+        roles = match wanted.server.tenancy {
+            Tenancy::Whole => roles_script(wanted.server)?,
+            Tenancy::Shared => String::new(),
+        },
+    ))
+}
+
+/// Makes the ordinary role and sets both passwords.
+fn roles_script(server: &Server) -> Result<String> {
+    let user = quote::identifier(&server.user.name)?;
+    Ok(format!(
+        "DO $role$ BEGIN
+             IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {user_text}) THEN CREATE ROLE {user}; END IF;
+         END $role$;
+         ALTER ROLE {user} LOGIN PASSWORD {user_verifier};
+         ALTER ROLE {admin} PASSWORD {admin_verifier};",
+        user_text = quote::literal(&server.user.name)?,
+        user_verifier = quote::literal(&scram::verifier(server.user.password.expose()))?,
+        admin = quote::identifier(&server.admin.name)?,
+        admin_verifier = quote::literal(&scram::verifier(server.admin.password.expose()))?,
     ))
 }
 

@@ -21,7 +21,7 @@ pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) ->
     let server = &running.server;
     let mut command = Command::new("psql");
     command.args(["--host", &server.endpoint.host, "--port", &server.endpoint.port.to_string()]);
-    command.args(["--username", &server.user, "--dbname", &server.database]).args(arguments);
+    command.args(["--username", &server.user.name, "--dbname", &server.database]).args(arguments);
     for name in UNWANTED {
         command.env_remove(name);
     }
@@ -52,7 +52,7 @@ fn run(mut command: Command) -> std::io::Result<ExitCode> {
 async fn beside(running: &Running, arguments: &[String], events: &Events) -> Result<ExitCode> {
     events.detail("there is no `psql` on this machine's PATH; using the one beside the server");
     let server = &running.server;
-    let mut command = vec!["psql", "--username", &server.user, "--dbname", &server.database];
+    let mut command = vec!["psql", "--username", &server.user.name, "--dbname", &server.database];
     command.extend(arguments.iter().map(String::as_str));
     let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     Ok(exit_code(running.engine.interactive(&command, terminal).await?))

@@ -28,68 +28,74 @@ const APPLICATION_NAME: &str = "tfdev";
 pub struct Server {
     /// Where it answers.
     pub endpoint: Endpoint,
+    /// Whether and how connections are encrypted.
+    pub tls: Tls,
     /// The project's database.
     pub database: String,
-    /// The ordinary role that owns it.
-    pub user: String,
-    /// The passwords of the roles.
-    pub passwords: Passwords,
-    /// The file of the authority that signed the server's certificate, if it takes TLS connections only.
-    pub root_cert: Option<PathBuf>,
+    /// The role that owns it, and that the printed URL is for.
+    pub user: Role,
+    /// The role that manages databases.
+    pub admin: Role,
+    /// The database that this role logs in to, where the schema `tfdev` is.
+    pub registry: String,
+    /// Who else has databases there.
+    pub tenancy: Tenancy,
 }
 
-/// The passwords of an instance's roles.
-#[derive(Debug, Clone)]
-pub struct Passwords {
-    /// The superuser's.
-    pub superuser: Password,
-    /// The ordinary role's.
-    pub user: Password,
+/// Who logs in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    /// The role's name.
+    pub name: String,
+    /// Its password; empty where the server wants none.
+    pub password: Password,
 }
 
-impl Passwords {
-    /// The passwords of `instance`, made if there are none yet.
-    pub fn of(instance: &Instance, events: &Events) -> Result<Self> {
-        let secrets = Secrets::of(instance);
-        Ok(Self { superuser: secrets.superuser(events)?, user: secrets.user(events)? })
-    }
+/// How much of a server is the instance's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tenancy {
+    /// All of it: its roles and their passwords are ours to make.
+    Whole,
+    /// The databases that carry the instance's marker; the roles are someone else's.
+    Shared,
 }
 
 impl Server {
-    /// The server of an instance at `endpoint`.
-    pub fn new(settings: &Settings, endpoint: Endpoint, passwords: Passwords, root_cert: Option<PathBuf>) -> Self {
-        Self {
+    /// A server that is all the instance's own, with the passwords of this machine's record, made if there are none yet.
+    pub fn own(settings: &Settings, endpoint: Endpoint, root_cert: Option<PathBuf>, events: &Events) -> Result<Self> {
+        let secrets = Secrets::of(&Instance::of(settings));
+        let user = Role { name: settings.database.user.value.clone(), password: secrets.user(events)? };
+        let admin = Role { name: SUPERUSER.to_owned(), password: secrets.superuser(events)? };
+        Ok(Self {
             endpoint,
+            tls: root_cert.map_or(Tls::Disable, |root_cert| Tls::VerifyFull { root_cert }),
             database: settings.database.name.value.clone(),
-            user: settings.database.user.value.clone(),
-            passwords,
-            root_cert,
-        }
+            user,
+            admin,
+            registry: SUPERUSER.to_owned(),
+            tenancy: Tenancy::Whole,
+        })
     }
 
-    /// The ordinary role's login to the project's database.
+    /// The login of the role that owns the project's database to that database.
     pub fn login(&self) -> Login {
+        self.login_as(&self.user, &self.database)
+    }
+
+    /// The login of the role that manages databases to the database where the schema `tfdev` is.
+    pub fn admin_login(&self) -> Login {
+        self.login_as(&self.admin, &self.registry)
+    }
+
+    fn login_as(&self, role: &Role, database: &str) -> Login {
         Login {
             host: self.endpoint.host.clone(),
             port: self.endpoint.port,
-            database: self.database.clone(),
-            user: self.user.clone(),
-            password: self.passwords.user.expose().to_owned(),
-            tls: match &self.root_cert {
-                Some(root_cert) => Tls::VerifyFull { root_cert: root_cert.clone() },
-                None => Tls::Disable,
-            },
+            database: database.to_owned(),
+            user: role.name.clone(),
+            password: role.password.expose().to_owned(),
+            tls: self.tls.clone(),
             application_name: APPLICATION_NAME.to_owned(),
-        }
-    }
-
-    /// The superuser's login to the database `postgres`.
-    pub fn admin_login(&self) -> Login {
-        Login {
-            database: SUPERUSER.to_owned(),
-            user: SUPERUSER.to_owned(),
-            password: self.passwords.superuser.expose().to_owned(),
-            ..self.login()
         }
     }
 
@@ -100,17 +106,25 @@ impl Server {
         let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
         format!(
             "postgres://{}:{}@{host}:{}/{}",
-            part(&self.user),
-            part(self.passwords.user.expose()),
+            part(&self.user.name),
+            part(self.user.password.expose()),
             self.endpoint.port,
             part(&self.database)
-        ) + &self.root_cert.as_ref().map_or_else(String::new, |root_cert| {
-            format!("?sslmode=verify-full&sslrootcert={}", part(&root_cert.to_string_lossy()))
+        ) + &self.tls_parameters().iter().enumerate().fold(String::new(), |query, (index, (name, value))| {
+            format!("{query}{}{name}={}", if index == 0 { '?' } else { '&' }, part(value))
         })
     }
-}
 
-impl Server {
+    /// The parameters of libpq that make it encrypt and check who answers; none for a server without TLS.
+    fn tls_parameters(&self) -> Vec<(&'static str, String)> {
+        match &self.tls {
+            Tls::Disable => Vec::new(),
+            Tls::VerifyFull { root_cert } => {
+                vec![("sslmode", "verify-full".to_owned()), ("sslrootcert", root_cert.display().to_string())]
+            }
+        }
+    }
+
     /// Variables for a shell or a `.env` file. The password stands in `DATABASE_URL`, which is what it is for, and else
     /// in the file that `PGPASSFILE` names.
     pub fn variables(&self, pgpass: &Path) -> Vec<(&'static str, String)> {
@@ -119,19 +133,19 @@ impl Server {
             ("PGHOST", self.endpoint.host.clone()),
             ("PGPORT", self.endpoint.port.to_string()),
             ("PGDATABASE", self.database.clone()),
-            ("PGUSER", self.user.clone()),
+            ("PGUSER", self.user.name.clone()),
             ("PGPASSFILE", pgpass.display().to_string()),
         ];
         variables.into_iter().chain(self.tls_variables()).collect()
     }
-}
 
-impl Server {
     /// Variables that make libpq encrypt and check who answers; none for a server without TLS.
     pub fn tls_variables(&self) -> Vec<(&'static str, String)> {
-        self.root_cert.as_ref().map_or_else(Vec::new, |root_cert| {
-            vec![("PGSSLMODE", "verify-full".to_owned()), ("PGSSLROOTCERT", root_cert.display().to_string())]
-        })
+        let variable = |parameter| match parameter {
+            "sslmode" => "PGSSLMODE",
+            _ => "PGSSLROOTCERT",
+        };
+        self.tls_parameters().into_iter().map(|(name, value)| (variable(name), value)).collect()
     }
 }
 
@@ -166,7 +180,7 @@ impl Running {
         else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
-        let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
+        let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
         Ok(Self { instance, engine, observed, record, server })
     }
 
@@ -177,15 +191,20 @@ impl Running {
             host: &server.endpoint.host,
             port: server.endpoint.port,
             database: "*",
-            user: &server.user,
-            password: &server.passwords.user,
+            user: &server.user.name,
+            password: &server.user.password,
         }])
     }
 
     /// Notes which data set the database was filled with.
     pub fn remember_seed(&self, outcome: &SeedOutcome) -> Result<()> {
+        self.remember_data(&SeedReport::from(outcome))
+    }
+
+    /// As [`Running::remember_seed`].
+    pub fn remember_data(&self, seed: &SeedReport) -> Result<()> {
         let Some(mut record) = InstanceRecord::read(&self.instance, &Events::none())? else { return Ok(()) };
-        record.remember_seed(&SeedReport::from(outcome));
+        record.remember_seed(seed);
         record.write(&self.instance)
     }
 
@@ -194,23 +213,25 @@ impl Running {
         let login = self.server.login();
         let mut connection =
             pg::connect(&login, Instant::now() + timeout).await.map_err(|error| error.into_error(&login))?;
-        prove(&mut connection, &self.record).await?;
+        self.server.prove(&mut connection, &self.record).await?;
         Ok(connection)
     }
 }
 
-/// Fails unless the server is the one on record.
-pub async fn prove(connection: &mut PgConnection, record: &InstanceRecord) -> Result<()> {
-    let what = || "cannot read the server's identity";
-    let row = sqlx::raw_sql("SELECT system_identifier FROM pg_control_system()").fetch_one(connection).await;
-    let found: i64 = row.or_failed(what)?.try_get(0).or_failed(what)?;
-    let found = found.cast_unsigned();
-    match record.system_identifier() {
-        Some(expected) if expected != found => Err(Error::new(
-            ErrorKind::Refused,
-            format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
-        )
-        .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")),
-        _ => Ok(()),
+impl Server {
+    /// Fails unless the server is the one on record.
+    pub async fn prove(&self, connection: &mut PgConnection, record: &InstanceRecord) -> Result<()> {
+        let what = || "cannot read the server's identity";
+        let row = sqlx::raw_sql("SELECT system_identifier FROM pg_control_system()").fetch_one(connection).await;
+        let found: i64 = row.or_failed(what)?.try_get(0).or_failed(what)?;
+        let found = found.cast_unsigned();
+        match record.system_identifier() {
+            Some(expected) if expected != found => Err(Error::new(
+                ErrorKind::Refused,
+                format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
+            )
+            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")),
+            _ => Ok(()),
+        }
     }
 }

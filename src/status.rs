@@ -14,7 +14,8 @@ use crate::migrate::{self, Source};
 use crate::pg;
 use crate::profile;
 use crate::provision;
-use crate::server::{self, Passwords, Server};
+use crate::server::Server;
+use crate::snapshot::{self, LeftOver, Snapshot};
 use crate::up::{MigrationCounts, SeedReport};
 
 /// How long a login may take before the server counts as unhealthy.
@@ -64,8 +65,12 @@ pub struct StatusReport {
     pub storage: Option<Storage>,
     /// Client connections.
     pub connections: Option<Connections>,
-    /// Named copies of the database.
-    pub snapshots: Vec<String>,
+    /// Snapshots, oldest first.
+    pub snapshots: Vec<Snapshot>,
+    /// Databases that a command which was cut off has left, and that the next one removes.
+    pub left_overs: Vec<LeftOver>,
+    /// Bytes that a server which was killed in mid-copy has left in its data folder.
+    pub leaked_bytes: u64,
 }
 
 /// Storage used, in bytes.
@@ -96,13 +101,16 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
-    let server = Server::new(settings, endpoint, Passwords::of(&instance, events)?, record.root_cert.clone());
+    let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
     report.url = Some(server.url());
     match pg::connect(&server.admin_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {
-            server::prove(&mut connection, &record).await?;
+            server.prove(&mut connection, &record).await?;
             report.state = State::Running;
             report.measure(settings, &mut connection).await?;
+            let overview = snapshot::overview(&mut connection, &server.database).await?;
+            (report.snapshots, report.left_overs) = (overview.snapshots, overview.left_overs);
+            report.leaked_bytes = overview.leaked_bytes;
             provision::close(connection).await;
             report.count_migrations(settings, &server).await?;
         }
@@ -149,6 +157,8 @@ impl StatusReport {
             storage: None,
             connections: None,
             snapshots: Vec::new(),
+            left_overs: Vec::new(),
+            leaked_bytes: 0,
         }
     }
 

@@ -4,8 +4,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    completions, compose, config as config_command, destroy, down, env, image, init, logs, man, migrate, psql, seed,
-    status, up, url,
+    completions, compose, config as config_command, destroy, down, env, image, init, logs, man, migrate, psql, reset,
+    seed, snapshot, status, up, url,
 };
 use crate::config::{self, Flags, Setting};
 use crate::error::Result;
@@ -100,6 +100,10 @@ pub enum Command {
     Migrate(migrate::Migrate),
     /// Load fake data
     Seed(seed::Seed),
+    /// Keep the database as it is, and go back to it
+    Snapshot(snapshot::Snapshot),
+    /// Make the database what it was when it was new
+    Reset(reset::Reset),
     /// Get, build, load or save the server's image
     Image(image::Image),
     /// Print the Compose file that equals the instance

@@ -84,6 +84,12 @@ pub fn json() -> bool {
     variable("TFDEV_JSON").is_some_and(|value| !["0", "false", "no", "off", "n", "f"].iter().any(|no| value == *no))
 }
 
+/// What a test orders for a named place of the program (`crate::fault`); only debug builds ask.
+#[cfg(all(debug_assertions, unix))]
+pub(crate) fn fault_point() -> Option<String> {
+    variable("TFDEV_FAULT_POINT")?.into_string().ok()
+}
+
 /// Starts this program again without the variables that would change its own sessions with servers
 /// ([`UNWANTED_VARIABLES`]), if one of them is set: they cannot be cleared in a running program without `unsafe`. Returns
 /// the exit status of the second run, where the platform cannot replace the first one by it.

@@ -27,6 +27,8 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 
+#[cfg(all(debug_assertions, unix))]
+pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
 pub(crate) use names::{is_instance, nearest};

@@ -22,9 +22,11 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use self::program::{Input, Program};
-use crate::config::{EngineChoice, Setting};
+use crate::config::{EngineChoice, Setting, Settings};
 use crate::error::{Error, Result};
+use crate::event::Events;
 use crate::instance::Password;
+use crate::server::Server;
 use crate::spec::ServerSpec;
 use crate::tls::ServerCertificate;
 
@@ -194,8 +196,6 @@ pub struct StartRequest {
     pub id: Uuid,
     /// The port that the instance had before, if it had one.
     pub last_port: Option<u16>,
-    /// The superuser's password.
-    pub superuser_password: Password,
     /// The server's certificate, if it has `ssl = on`.
     pub certificate: Option<ServerCertificate>,
 }
@@ -227,8 +227,20 @@ pub trait Engine: Send + Sync {
     /// Makes sure that data made by [`Engine::start`] survives a crash of the machine.
     async fn flush(&self) -> Result<()>;
 
-    /// The host under which the server is reached.
-    fn host(&self) -> String;
+    /// The host that the server's certificate is to name; `None` if the certificate is not ours to make.
+    fn certificate_host(&self) -> Option<String>;
+
+    /// The server at `endpoint`, as everything above the engine reaches it: who logs in, and how. `root_cert` is the file
+    /// of the authority that signed the certificate that we made for it, if we did.
+    async fn server(
+        &self,
+        settings: &Settings,
+        endpoint: Endpoint,
+        root_cert: Option<PathBuf>,
+        events: &Events,
+    ) -> Result<Server> {
+        Server::own(settings, endpoint, root_cert, events)
+    }
 
     /// Finds what the server is to be made from: what was asked for, else what the instance was made with, else the best
     /// there is.

@@ -3,6 +3,7 @@
 //! What must hold: no value reaches SQL text without [`quote`]; no password reaches a server in plain text except
 //! through the login itself; and what the user's `PG…` variables say never decides where a login goes.
 
+pub mod clone;
 pub mod connect;
 pub mod control;
 pub mod programs;

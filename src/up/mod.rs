@@ -19,7 +19,6 @@ use crate::instance::{Instance, InstanceLock, InstanceRecord};
 use crate::migrate::Source;
 use crate::profile::{self, DataPlacement, Profile};
 use crate::seed::{DataSet, SeedOutcome};
-use crate::server::{Passwords, Server};
 use crate::spec::ServerSpec;
 use crate::tls::ServerCertificate;
 
@@ -131,15 +130,13 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     }
     let (id, mut record) = record::recall(&instance, engine.kind(), &observed, events)?;
     record.engine_reason.get_or_insert(chosen.reason);
-    let passwords = Passwords::of(&instance, events)?;
     let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
     let source = match chosen.source.filter(|_| last_image.is_none()) {
         Some(found) => found,
         None => engine.source(settings.image.as_ref(), last_image).await?,
     };
     let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
-    let superuser_password = passwords.superuser.clone();
-    let request = StartRequest { spec, certificate, id, last_port: record.port, superuser_password };
+    let request = StartRequest { spec, certificate, id, last_port: record.port };
     // On record before the engine makes anything that carries the identity.
     let written = record::remember(&instance, &record, None)?;
     let starting = Instant::now();
@@ -147,7 +144,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     record.port = Some(started.endpoint.port);
     record.image.clone_from(&started.parts.image);
     record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
-    let server = Server::new(settings, started.endpoint.clone(), passwords, record.root_cert.clone());
+    let server = engine.server(settings, started.endpoint.clone(), record.root_cert.clone(), events).await?;
     let run = Run {
         instance: &instance,
         id,
@@ -182,7 +179,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         host: server.endpoint.host.clone(),
         port: server.endpoint.port,
         database: server.database.clone(),
-        user: server.user.clone(),
+        user: server.user.name.clone(),
         url: server.url(),
         migrations,
         seed,
@@ -199,9 +196,7 @@ fn spec(
     source: &engine::Source,
 ) -> Result<(ServerSpec, Option<ServerCertificate>)> {
     let spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
-    if !inputs.profile.ssl {
-        return Ok((spec, None));
-    }
-    let certificate = ServerCertificate::of(instance, &settings.state_dir, &engine.host())?;
+    let Some(host) = engine.certificate_host().filter(|_| inputs.profile.ssl) else { return Ok((spec, None)) };
+    let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
     Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
 }

@@ -15,7 +15,7 @@ use crate::migrate;
 use crate::pg::{self, Login, LoginError, NotReady};
 use crate::provision::{self, Provision};
 use crate::seed;
-use crate::server::{self, Server};
+use crate::server::{Server, Tenancy};
 use crate::spec::SUPERUSER;
 
 /// How long a server that recovers from a crash may take, as long as it says that it does.
@@ -42,7 +42,7 @@ impl Run<'_> {
             let login = self.server.login();
             match self.wait(&login).await {
                 Ok(mut connection) => {
-                    server::prove(&mut connection, record).await?;
+                    self.server.prove(&mut connection, record).await?;
                     return Ok(connection);
                 }
                 Err(NotReady::Answered(LoginError::WrongPassword(_))) => {
@@ -74,15 +74,14 @@ impl Run<'_> {
 
     /// Sets up a new server, or mends one whose passwords or database are not as they should be.
     async fn provision(&self, started: &Started, record: &mut InstanceRecord) -> Result<()> {
-        let mut connection = self.superuser(started.first_password.as_ref()).await?;
-        let wanted = Provision {
-            instance: self.instance,
-            id: self.id,
-            database: &self.server.database,
-            user: &self.server.user,
-            superuser_password: &self.server.passwords.superuser,
-            user_password: &self.server.passwords.user,
+        let mut connection = match self.server.tenancy {
+            Tenancy::Whole => self.superuser(started.first_password.as_ref()).await?,
+            Tenancy::Shared => {
+                let login = self.server.admin_login();
+                self.wait(&login).await.map_err(|error| error.into_error(&login))?
+            }
         };
+        let wanted = Provision { instance: self.instance, id: self.id, server: self.server };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
         record.system_identifier = Some(identifier.to_string());
@@ -93,7 +92,7 @@ impl Run<'_> {
     /// it from beside the server.
     async fn superuser(&self, first: Option<&Password>) -> Result<PgConnection> {
         let own = self.server.admin_login();
-        for password in first.into_iter().chain([&self.server.passwords.superuser]) {
+        for password in first.into_iter().chain([&self.server.admin.password]) {
             let login = Login { password: password.expose().to_owned(), ..own.clone() };
             match self.wait(&login).await {
                 Ok(connection) => return Ok(connection),
@@ -114,7 +113,7 @@ impl Run<'_> {
         if let Some(other) = found.parse().ok().filter(|found: &Uuid| *found != self.id) {
             return Err(provision::not_ours(self.id, other));
         }
-        let script = provision::superuser_password_script(&self.server.passwords.superuser)?;
+        let script = provision::superuser_password_script(&self.server.admin.password)?;
         self.engine.run(&psql, script.as_bytes()).await?.checked("set the superuser's password")?;
         Ok(())
     }

@@ -12,7 +12,9 @@ pub(super) mod logs;
 pub(super) mod man;
 pub(super) mod migrate;
 pub(super) mod psql;
+pub(super) mod reset;
 pub(super) mod seed;
+pub(super) mod snapshot;
 pub(super) mod status;
 pub(super) mod up;
 pub(super) mod url;
@@ -36,6 +38,8 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Logs(command) => logs::run(&command, session).await?,
         Command::Migrate(command) => migrate::run(command, session).await?,
         Command::Seed(command) => seed::run(&command, session).await?,
+        Command::Snapshot(command) => snapshot::run(command, session).await?,
+        Command::Reset(command) => reset::run(&command, session).await?,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,

@@ -48,6 +48,19 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
         let mebibytes = |bytes: u64| bytes / (1024 * 1024);
         row("storage", &format!("{} MB of {} MB", mebibytes(storage.used_bytes), mebibytes(storage.limit_bytes)))?;
     }
+    if let [.., last] = &report.snapshots[..] {
+        row("snapshots", &format!("{}, the last one `{}`", report.snapshots.len(), last.name))?;
+    }
+    for left in &report.left_overs {
+        row(
+            "left over",
+            &format!("{}, {} MB; the next snapshot command removes it", left.what, left.size_bytes >> 20),
+        )?;
+    }
+    if report.leaked_bytes > 0 {
+        let lost = report.leaked_bytes >> 20;
+        row("lost", &format!("{lost} MB in the data folder, by a server that was killed in mid-copy"))?;
+    }
     if let Some(connections) = &report.connections {
         row("connections", &format!("{} of {}", connections.used, connections.max))?;
     }

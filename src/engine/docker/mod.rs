@@ -250,8 +250,8 @@ impl Engine for DockerEngine {
         EngineKind::Docker
     }
 
-    fn host(&self) -> String {
-        self.connection.endpoint.database_host()
+    fn certificate_host(&self) -> Option<String> {
+        Some(self.connection.endpoint.database_host())
     }
 
     async fn observe(&self) -> Result<Observed> {

@@ -20,7 +20,7 @@ use crate::config::PortChoice;
 use crate::engine::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
 use crate::engine::{StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::instance::Password;
+use crate::instance::{Password, Secrets};
 use crate::profile::DataPlacement;
 use crate::spec::{
     CERTIFICATE_FILE, DATA_DIRECTORY, FILES_DIRECTORY, HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
@@ -178,7 +178,8 @@ impl DockerEngine {
             other => other,
         }
         .map_err(|error| failed(&format!("create container `{name}`"), error))?;
-        let mut files = vec![(container::PASSWORD_FILE, request.superuser_password.expose())];
+        let password = Secrets::of(&self.instance).superuser(&self.events)?;
+        let mut files = vec![(container::PASSWORD_FILE, password.expose())];
         if let Some(certificate) = &request.certificate {
             files.push((CERTIFICATE_FILE, &certificate.certificate));
             files.push((KEY_FILE, certificate.key.expose()));

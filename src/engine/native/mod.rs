@@ -179,8 +179,8 @@ impl Engine for NativeEngine {
         EngineKind::Native
     }
 
-    fn host(&self) -> String {
-        HOST.to_owned()
+    fn certificate_host(&self) -> Option<String> {
+        Some(HOST.to_owned())
     }
 
     async fn observe(&self) -> Result<Observed> {
