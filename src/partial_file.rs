@@ -53,6 +53,11 @@ impl PartialFile {
         self.file.try_clone().or_failed(|| format!("cannot write `{}`", self.path.display()))
     }
 
+    /// Removes the file when it is dropped, unless it took its name. For whoever waits for the writer and may go first.
+    pub(crate) fn guard(&self) -> RemovedOnDrop {
+        RemovedOnDrop(self.path.clone())
+    }
+
     /// Writes all to the disk and takes the name, in place of what has it now.
     pub(crate) fn take_name(self) -> Result<()> {
         self.finish(|from, to| fs::rename(from, to))
@@ -89,6 +94,16 @@ impl Drop for PartialFile {
         if !self.kept {
             let _ = fs::remove_file(&self.path);
         }
+    }
+}
+
+/// Removes a file when it is dropped.
+#[derive(Debug)]
+pub(crate) struct RemovedOnDrop(PathBuf);
+
+impl Drop for RemovedOnDrop {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
     }
 }
 

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
+use crate::pg::clone::Properties;
 use crate::spec::POSTGRES_MAJOR;
 
 /// The longest text in a manifest that is shown to people, in bytes.
@@ -52,49 +53,48 @@ pub struct SnapshotName {
     pub note: Option<String>,
 }
 
-/// What `pg_dump` of one database omits.
+/// What `pg_dump` of one database omits, or what an import has to know before it begins.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Database {
-    /// The role that owns it.
-    pub owner: String,
     /// Its encoding.
     pub encoding: String,
     /// Its collation, `LC_COLLATE`.
     pub collation: String,
     /// Its size, in bytes.
     pub size_bytes: u64,
-    /// The most connections it may have; -1 for any number.
-    pub connection_limit: i32,
-    /// Its comment.
-    pub comment: Option<String>,
-    /// Its privileges; `None` for those that every new database has.
-    pub grants: Option<Vec<Grant>>,
-    /// `ALTER DATABASE … SET` and `ALTER ROLE … IN DATABASE … SET`.
-    pub settings: Vec<RoleSettings>,
+    /// Its owner, privileges, settings, connection limit and comment.
+    pub properties: Properties,
+    /// What new objects of some role are granted to others: `ALTER DEFAULT PRIVILEGES`. It is in the dump too, but only
+    /// those roles themselves may set it.
+    pub default_privileges: Vec<DefaultPrivileges>,
     /// Roles, beside the owner, that privileges and policies within it name.
     pub roles: Vec<String>,
     /// Extensions that are not part of every database.
     pub extensions: Vec<String>,
 }
 
-/// A privilege on the database.
+/// What new objects of a role are granted to others.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DefaultPrivileges {
+    /// Whose objects.
+    pub role: String,
+    /// In which schema; `None` for all.
+    pub schema: Option<String>,
+    /// Which kind: `r`, `S`, `f`, `T` or `n`, as `pg_default_acl` has it.
+    pub kind: String,
+    /// Who gets what.
+    pub grants: Vec<Grant>,
+}
+
+/// A privilege.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grant {
     /// Who has it; `None` for everybody.
     pub role: Option<String>,
-    /// What it is, for example `CONNECT`.
+    /// What it is, for example `SELECT`.
     pub privilege: String,
     /// Whether that role may give it to others.
     pub grantable: bool,
-}
-
-/// Settings of sessions in the database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RoleSettings {
-    /// Whose sessions; `None` for everybody's.
-    pub role: Option<String>,
-    /// Each as `name=value`.
-    pub settings: Vec<String>,
 }
 
 /// The dump in a file.
@@ -141,25 +141,32 @@ impl Manifest {
         Ok(())
     }
 
-    /// Every text that may come before people or a server.
+    /// Every text that people or a server get to see, but for those that a server refuses if they are nothing it knows.
     fn texts(&self) -> impl Iterator<Item = &str> {
-        let database = &self.database;
+        let Database { encoding, collation, properties, default_privileges, roles, extensions, .. } = &self.database;
+        let source = &self.source;
         let fixed = [
             &self.tfdev,
-            &self.source.project,
-            &self.source.instance,
-            &self.source.engine,
-            &self.source.database,
-            &database.owner,
-            &database.encoding,
-            &database.collation,
+            &source.project,
+            &source.instance,
+            &source.engine,
+            &source.database,
+            encoding,
+            collation,
+            &properties.owner,
         ];
         let snapshot = self.snapshot.iter().flat_map(|snapshot| std::iter::once(&snapshot.name).chain(&snapshot.note));
-        let grants = database.grants.iter().flatten();
-        let grants = grants.flat_map(|grant| grant.role.iter().chain(std::iter::once(&grant.privilege)));
-        let settings = database.settings.iter().flat_map(|settings| settings.role.iter().chain(&settings.settings));
-        let lists = database.roles.iter().chain(&database.extensions).chain(&database.comment);
-        fixed.into_iter().chain(snapshot).chain(grants).chain(settings).chain(lists).map(String::as_str)
+        let privileges = properties.privileges.iter().flatten();
+        let privileges = privileges.flat_map(|one| [Some(&one.grantor), Some(&one.privilege), one.grantee.as_ref()]);
+        let settings = properties.settings.iter();
+        let settings = settings.flat_map(|one| [Some(&one.name), Some(&one.value), one.role.as_ref()]);
+        let defaults = default_privileges.iter().flat_map(|one| {
+            let grants = one.grants.iter().flat_map(|grant| [Some(&grant.privilege), grant.role.as_ref()]);
+            [Some(&one.role), Some(&one.kind), one.schema.as_ref()].into_iter().chain(grants)
+        });
+        let listed = privileges.chain(settings).chain(defaults).flatten();
+        let lists = roles.iter().chain(extensions).chain(&properties.comment);
+        fixed.into_iter().chain(snapshot).chain(listed).chain(lists).map(String::as_str)
     }
 }
 

@@ -22,7 +22,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use manifest::{Database, Grant, Manifest, Payload, RoleSettings, SnapshotName, Source};
+pub use manifest::{Database, DefaultPrivileges, Grant, Manifest, Payload, SnapshotName, Source};
 pub use read::{Contents, Reader};
 pub use write::{LEVELS, Writer};
 

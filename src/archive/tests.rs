@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::{Error, ErrorKind, Result};
+use crate::pg::clone::Properties;
 
 fn manifest() -> Manifest {
     Manifest {
@@ -20,14 +21,17 @@ fn manifest() -> Manifest {
         snapshot: Some(SnapshotName { name: "before ü".into(), note: Some("two\nlines".into()) }),
         migration: Some(3),
         database: Database {
-            owner: "app".into(),
             encoding: "UTF8".into(),
             collation: "C".into(),
             size_bytes: 1,
-            connection_limit: -1,
-            comment: None,
-            grants: None,
-            settings: Vec::new(),
+            properties: Properties {
+                owner: "app".into(),
+                privileges: None,
+                connection_limit: -1,
+                comment: None,
+                settings: Vec::new(),
+            },
+            default_privileges: Vec::new(),
             roles: Vec::new(),
             extensions: Vec::new(),
         },

@@ -10,7 +10,7 @@ use zstd::stream::write::Encoder;
 
 use super::{LARGEST_MANIFEST, Manifest, Payload, frame};
 use crate::error::{Context, Error, Result};
-use crate::partial_file::{self, PartialFile};
+use crate::partial_file::{self, PartialFile, RemovedOnDrop};
 use crate::spec::hexadecimal;
 
 /// The levels of compression, fast to small.
@@ -49,6 +49,11 @@ impl Writer {
         encoder.include_checksum(true).or_failed(unwritable)?;
         encoder.multithread(u32::try_from(threads).unwrap_or(1)).or_failed(unwritable)?;
         Ok(Self { target, manifest, manifest_bytes: text.len(), encoder, bytes: 0, replace })
+    }
+
+    /// Removes the file when it is dropped, unless it took its name: a thread that writes may not come to it.
+    pub(crate) fn guard(&self) -> RemovedOnDrop {
+        self.target.guard()
     }
 
     /// Writes the next bytes of the dump.

@@ -250,7 +250,8 @@ pub trait Engine: Send + Sync {
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
 
     /// Starts a program beside the server, as the server's user, whose output is read while it runs. It ends when the
-    /// returned value is dropped and when this process dies, however that happens.
+    /// returned value is dropped and when this process dies, however that happens. `sh` and the server's programs are
+    /// found by their names.
     async fn stream(&self, command: &[&str], input: Input) -> Result<Program>;
 
     /// Runs a program beside the server on this process's own input and output; `terminal` if both are one. Returns its

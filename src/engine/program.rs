@@ -5,6 +5,7 @@
 //! kernel does the same for a child, so the program runs below a small shell ([`LIFELINE`]) that holds on to its input:
 //! the end of that input, which nothing but a live tfdev keeps open, ends the program.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
@@ -13,7 +14,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::ProgramOutput;
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
 
 /// How much of the standard error is kept, in bytes: the last lines say what went wrong.
 const KEPT_ERRORS: usize = 16 * 1024;
@@ -21,7 +22,8 @@ const KEPT_ERRORS: usize = 16 * 1024;
 /// The shell's script. Arguments: the folder for files, the length of the file (empty: there is none), the program.
 ///
 /// - A file is the input's first bytes. It is there only while the shell lives: one whose shell is gone, by a kill or with
-///   its container, is removed by the next shell. Process numbers come again, so the name has the shell's start time too.
+///   its container, is removed by the next shell, with whatever the program called the same and a dot and more. Process
+///   numbers come again, so the name has the shell's start time too.
 /// - What reads the input afterwards only waits for its end. It has no other stream of ours, or the program's output would
 ///   never end.
 /// - Works with dash, bash and busybox.
@@ -35,11 +37,11 @@ began() {
 } 2>/dev/null
 if [ -n "$length" ]; then
     for left in "$folder"/tfdev-file-*; do
-        of=${left##*/tfdev-file-}
+        of=${left##*/tfdev-file-} of=${of%%.*}
         [ "$(began "${of%-*}")" = "${of#*-}" ] || rm -f "$left" 2>/dev/null
     done
     file=$folder/tfdev-file-$$-$(began $$)
-    trap 'rm -f "$file"' EXIT
+    trap 'rm -f "$file" "$file".*' EXIT
     head -c "$length" <&3 >"$file" || exit 74
     [ "$(wc -c <"$file")" -eq "$length" ] || exit 74
     set -- "$@" "$file"
@@ -94,32 +96,56 @@ pub(super) type Exit = Pin<Box<dyn Future<Output = Result<i64>> + Send>>;
 /// A program that runs. Dropping it ends the program.
 pub struct Program {
     /// What to say if something fails; reads after "cannot".
-    pub(super) action: String,
-    pub(super) input: Pin<Box<dyn AsyncWrite + Send>>,
-    pub(super) pieces: Pieces,
-    pub(super) exit: Exit,
-    pub(super) errors: Vec<u8>,
+    action: String,
+    input: Pin<Box<dyn AsyncWrite + Send>>,
+    pieces: Pieces,
+    exit: Exit,
+    errors: Vec<u8>,
+    /// What it wrote while its file was not complete.
+    early: VecDeque<Bytes>,
 }
 
 impl Program {
+    /// A program that was started; `action` reads after "cannot".
+    pub(super) fn new(action: String, input: Pin<Box<dyn AsyncWrite + Send>>, pieces: Pieces, exit: Exit) -> Self {
+        Self { action, input, pieces, exit, errors: Vec::new(), early: VecDeque::new() }
+    }
+
     /// The next part of the program's standard output; `None` at its end.
     pub async fn read(&mut self) -> Result<Option<Bytes>> {
+        if let Some(bytes) = self.early.pop_front() {
+            return Ok(Some(bytes));
+        }
         while let Some(piece) = self.pieces.next().await {
             match piece? {
                 Piece::Output(bytes) => return Ok(Some(bytes)),
-                Piece::Error(bytes) => self.keep(&bytes),
+                Piece::Error(bytes) => keep(&mut self.errors, &bytes),
             }
         }
         Ok(None)
     }
 
-    /// Writes the next bytes of its file. Fails if the program has ended; [`Program::finish`] tells why.
+    /// Writes the next bytes of its file. Fails if the program ends meanwhile; [`Program::finish`] tells why.
     pub async fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        let written = async {
-            self.input.write_all(bytes).await?;
-            self.input.flush().await
-        };
-        written.await.or_failed(|| format!("cannot {}: it takes no more input", self.action))
+        let Self { action, input, pieces, errors, early, .. } = self;
+        let what = || format!("cannot {action}: it takes no more input");
+        let mut writing = std::pin::pin!(async {
+            input.write_all(bytes).await?;
+            input.flush().await
+        });
+        loop {
+            // A daemon may go on taking what nobody reads any more.
+            tokio::select! {
+                biased;
+                written = &mut writing => return written.or_failed(what),
+                piece = pieces.next() => match piece {
+                    Some(Ok(Piece::Output(bytes))) => early.push_back(bytes),
+                    Some(Ok(Piece::Error(bytes))) => keep(errors, &bytes),
+                    Some(Err(error)) => return Err(error),
+                    None => return Err(Error::failed(what())),
+                },
+            }
+        }
     }
 
     /// Waits for the program's end; what it still writes to its standard output is dropped. The result's standard error
@@ -129,12 +155,13 @@ impl Program {
         let exit_code = self.exit.await?;
         Ok(ProgramOutput { exit_code, stdout: Vec::new(), stderr: self.errors })
     }
+}
 
-    fn keep(&mut self, bytes: &[u8]) {
-        self.errors.extend_from_slice(bytes);
-        let excess = self.errors.len().saturating_sub(KEPT_ERRORS);
-        self.errors.drain(..excess);
-    }
+/// Keeps the last of what is written to the standard error.
+fn keep(errors: &mut Vec<u8>, bytes: &[u8]) {
+    errors.extend_from_slice(bytes);
+    let excess = errors.len().saturating_sub(KEPT_ERRORS);
+    errors.drain(..excess);
 }
 
 impl std::fmt::Debug for Program {

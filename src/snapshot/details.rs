@@ -65,6 +65,8 @@ pub(super) async fn read(admin: &Login, database: &str, limit: Duration) -> Resu
 
 async fn read_in(connection: &mut PgConnection) -> Result<Details> {
     let what = || "cannot read the schema of the database";
+    // A function of the database's own could else stand in for one of the server's, and would run as our role.
+    sqlx::raw_sql("SET search_path = pg_catalog").execute(&mut *connection).await.or_failed(what)?;
     let row = sqlx::raw_sql(
         "SELECT pg_database_size(oid), current_setting('server_version_num')::integer, \
          (SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \

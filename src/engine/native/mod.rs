@@ -281,13 +281,16 @@ impl Engine for NativeEngine {
 
     async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
         let found = self.find()?;
-        let (program, variables) = self.program(command, &found)?;
+        let (_, mut variables) = self.program(command, &found)?;
+        // Found by its name, so that a script may be the program too.
+        let bin_dir = self.programs_in_use()?.bin_dir;
+        variables.push(("PATH", format!("{}:{}", bin_dir.display(), account::SEARCH_PATH)));
         let account = found.folder.as_ref().map(|folder| folder.account).ok_or_else(|| self.instance.not_found())?;
         let folder = found.place.files();
         if input != Input::None {
             Place::create_folder_of_server(&folder, account)?;
         }
-        stream::start(account, &program, &command[1..], &variables, &folder, input)
+        stream::start(account, command, &variables, &folder, input)
     }
 
     async fn interactive(&self, command: &[&str], _: bool) -> Result<i64> {

@@ -16,21 +16,20 @@ use crate::error::{Context, Result};
 /// How much output is taken at once, in bytes: what a pipe holds on Linux.
 const OUTPUT_CAPACITY: usize = 64 * 1024;
 
-/// Starts `program` as `account`, with its file, if it has one, in `folder`. It ends with the returned value, and with
+/// Starts `argv[0]` as `account`, with its file, if it has one, in `folder`. It ends with the returned value, and with
 /// this process.
 pub(super) fn start(
     account: Account,
-    program: &Path,
-    arguments: &[&str],
+    argv: &[&str],
     variables: &[(&'static str, String)],
     folder: &Path,
     input: Input,
 ) -> Result<Program> {
-    let action = format!("run `{}`", program.display());
+    let action = format!("run `{}`", argv.first().copied().unwrap_or_default());
     let what = || format!("cannot {action}");
     let mut command = account.command(Path::new("/bin/sh"));
     command.args(["-c", LIFELINE, "tfdev"]).args(input.script_arguments(&folder.display().to_string()));
-    command.arg(program).args(arguments).envs(variables.iter().map(|(name, value)| (name, value)));
+    command.args(argv).envs(variables.iter().map(|(name, value)| (name, value)));
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A Ctrl-C is for tfdev alone, whose end then ends the program in order.
     command.process_group(0);
@@ -49,7 +48,7 @@ pub(super) fn start(
         let status = child.wait().await.or_failed(|| format!("cannot {doing}"))?;
         Ok(status.code().unwrap_or(1).into())
     });
-    Ok(Program { action, input: Box::pin(stdin), pieces: Box::pin(pieces), exit, errors: Vec::new() })
+    Ok(Program::new(action, Box::pin(stdin), Box::pin(pieces), exit))
 }
 
 fn bytes_of(reader: impl AsyncRead + Unpin + Send) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
@@ -72,8 +71,7 @@ mod tests {
     fn run(folder: &Path, script: &str, input: Input) -> Program {
         let (account, _) = Account::for_new(None).unwrap();
         account.give_path(folder).unwrap();
-        start(account, Path::new("/bin/sh"), &["-c", script, "sh"], &[("GREETING", "hello".to_owned())], folder, input)
-            .unwrap()
+        start(account, &["sh", "-c", script, "sh"], &[("GREETING", "hello".to_owned())], folder, input).unwrap()
     }
 
     fn files(folder: &Path) -> usize {

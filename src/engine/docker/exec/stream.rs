@@ -33,5 +33,5 @@ pub async fn stream(docker: &Docker, container: &str, argv: &[&str], input: Inpu
     });
     let (docker, id, doing) = (docker.clone(), exec.id, action.clone());
     let exit = Box::pin(async move { exit_code(&docker, &id, &doing).await });
-    Ok(Program { action, input: exec.input, pieces: Box::pin(pieces), exit, errors: Vec::new() })
+    Ok(Program::new(action, exec.input, Box::pin(pieces), exit))
 }
