@@ -26,6 +26,9 @@ const KEPT_ERRORS: usize = 16 * 1024;
 ///   numbers come again, so the name has the shell's start time too.
 /// - What reads the input afterwards only waits for its end. It has no other stream of ours, or the program's output would
 ///   never end.
+/// - In a container the server is process 1, inherits whatever loses its parent, and takes such a process that dies of a
+///   signal for a crashed one of its own: it would end all sessions and recover. So the shell waits for all that it
+///   starts, and nothing is killed that may have children of its own, unless it ends these.
 /// - Works with dash, bash and busybox.
 pub(super) const LIFELINE: &str = r#"
 umask 077
@@ -48,12 +51,13 @@ if [ -n "$length" ]; then
 fi
 "$@" 3<&- &
 program=$!
-{ read -r _; kill "$program"; sleep 10; kill -9 "$program"; } <&3 >/dev/null 2>&1 &
+{ read -r _; while kill "$program"; do sleep 1; done; } <&3 >/dev/null 2>&1 &
 watcher=$!
 exec 3<&-
 wait "$program"
 status=$?
 kill "$watcher" 2>/dev/null
+wait "$watcher" 2>/dev/null
 exit "$status"
 "#;
 

@@ -41,7 +41,10 @@ const ROLE_SUFFIX: &str = "_import";
 
 /// Restores the archive `$3` into the database of the conninfo `$1` with `$2` sessions, but for default privileges, which
 /// only their own roles may set. The list has the number of each entry first, and line feeds only between entries.
+///
+/// What ends an import before its end is for `pg_restore`, which ends its own children, and not for what comes before.
 const RESTORE: &str = r#"
+trap '' TERM
 pg_restore --list "$3" >"$3.all" || exit
 grep -v '^[0-9]*; [0-9]* [0-9]* DEFAULT ACL ' "$3.all" >"$3.list"
 exec pg_restore --dbname "$1" --jobs "$2" --use-list "$3.list" --no-owner --no-tablespaces --no-subscriptions \
