@@ -11,13 +11,14 @@
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
 //! - [`engine`] is the only seam with effects on a machine, with one folder for Docker and one for PostgreSQL 15 of this
-//!   machine; [`image`] is what the Docker engine runs.
+//!   machine (and, in debug builds, one file that wraps any of them and fails on cue); [`image`] is what the Docker engine runs.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`checks`] warns of what a server that answers may still have wrong.
-//! - [`pg`], [`migrate`] and [`seed`] speak SQL and never ask which engine it is.
+//! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
+//! - [`fault`] names the places at which tests end the program.
 
 pub mod archive;
 pub mod checks;
@@ -40,6 +41,9 @@ pub mod provision;
 pub mod psql;
 pub mod seed;
 pub mod server;
+#[cfg(test)]
+#[path = "../tests/support/skipped.rs"]
+mod skipped;
 pub mod snapshot;
 pub mod spec;
 pub mod status;

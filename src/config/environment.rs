@@ -79,6 +79,12 @@ pub fn variable_of(name: &str) -> Result<Option<Setting<String>>> {
     Ok(value.map(|value| variable.map(|()| value)))
 }
 
+/// What `TFDEV_FAULT` asks of the fault engine (`crate::engine::fault`), which only debug builds have.
+#[cfg(debug_assertions)]
+pub(super) fn fault() -> Option<String> {
+    variable("TFDEV_FAULT").map(|value| value.to_string_lossy().into_owned())
+}
+
 /// Whether `TFDEV_JSON` asks for JSON, also for errors that come before anything else is read.
 pub fn json() -> bool {
     variable("TFDEV_JSON").is_some_and(|value| !["0", "false", "no", "off", "n", "f"].iter().any(|no| value == *no))

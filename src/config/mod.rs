@@ -248,6 +248,9 @@ pub struct Settings {
     pub home_dir: Option<PathBuf>,
     /// The user's `PATH`, where PostgreSQL's programs may be.
     pub search_path: Option<OsString>,
+    /// When the engine is to fail, for tests (`crate::engine::fault`).
+    #[cfg(debug_assertions)]
+    pub fault: Option<String>,
     /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
     /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,

@@ -138,6 +138,8 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         cache_dir: environment.cache_dir.value.clone(),
         home_dir: environment.home_dir.clone(),
         search_path: environment.search_path.clone(),
+        #[cfg(debug_assertions)]
+        fault: super::environment::fault(),
         listing: Vec::new(),
         project_dir: project_dir.value.clone(),
     };

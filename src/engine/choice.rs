@@ -35,17 +35,18 @@ struct Candidates<'a> {
 /// The engine for `instance`.
 pub async fn choose(settings: &Settings, instance: &Instance, events: &Events) -> Result<Chosen> {
     let candidates = Candidates { settings, instance, events };
-    match candidates.bound().await? {
-        Some((engine, reason)) => Ok(Chosen { engine, reason, source: None }),
-        None => candidates.first_that_answers().await,
-    }
+    let chosen = match candidates.bound().await? {
+        Some((engine, reason)) => Chosen { engine, reason, source: None },
+        None => candidates.first_that_answers().await?,
+    };
+    chosen.with_faults(settings)
 }
 
 /// The engine on which `up` is to make or start `instance`: with `auto`, a Docker without a way to an image does not count.
 pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Events) -> Result<Chosen> {
     let candidates = Candidates { settings, instance, events };
     if let Some((engine, reason)) = candidates.bound().await? {
-        return Ok(Chosen { engine, reason, source: None });
+        return Chosen { engine, reason, source: None }.with_faults(settings);
     }
     let mut chosen = candidates.first_that_answers().await?;
     // Who names an image means Docker.
@@ -60,7 +61,23 @@ pub async fn choose_for_up(settings: &Settings, instance: &Instance, events: &Ev
     if chosen.engine.kind() == EngineKind::Native {
         events.note(format!("Using PostgreSQL {POSTGRES_MAJOR} of this machine: {}", chosen.reason));
     }
-    Ok(chosen)
+    chosen.with_faults(settings)
+}
+
+impl Chosen {
+    /// The same, with an engine that fails on cue if a test asks for that; only debug builds know such a thing.
+    #[cfg(debug_assertions)]
+    fn with_faults(self, settings: &Settings) -> Result<Self> {
+        let Some(cue) = &settings.fault else { return Ok(self) };
+        let engine = super::fault::FaultEngine::new(self.engine, cue.parse()?, &settings.state_dir);
+        Ok(Self { engine: Box::new(engine), ..self })
+    }
+
+    #[cfg(not(debug_assertions))]
+    #[expect(clippy::unnecessary_wraps, reason = "a debug build reads a cue, which may be none")]
+    fn with_faults(self, _: &Settings) -> Result<Self> {
+        Ok(self)
+    }
 }
 
 impl Candidates<'_> {

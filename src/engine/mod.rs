@@ -7,6 +7,8 @@
 mod choice;
 pub mod cluster;
 pub mod docker;
+#[cfg(debug_assertions)]
+pub mod fault;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;

@@ -36,10 +36,7 @@ fn skip() {
     #[expect(clippy::disallowed_methods, reason = "a test has no Settings")]
     let required = std::env::var_os("TFDEV_REQUIRE_DOCKER").is_some_and(|value| !value.is_empty());
     assert!(!required, "PostgreSQL 15's programs are missing, and TFDEV_REQUIRE_DOCKER forbids skipping");
-    #[expect(clippy::print_stderr, reason = "whoever runs the tests must see what was not tested")]
-    {
-        eprintln!("skipped: PostgreSQL 15's programs are not installed");
-    }
+    crate::skipped::skip("PostgreSQL 15 is not installed");
 }
 
 /// Gives `file`, readable for its owner alone, to the user that the server runs as.

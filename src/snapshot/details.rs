@@ -81,15 +81,20 @@ async fn read_in(connection: &mut PgConnection) -> Result<Details> {
         Some(table) => last_migration(connection, &table).await,
         None => None,
     };
-    let fingerprint = sqlx::raw_sql(FINGERPRINT).fetch_one(connection).await.and_then(|row| row.try_get(0));
     Ok(Details {
         size: size.unsigned_abs(),
         migration,
         server_version: row.try_get(1).or_failed(what)?,
-        fingerprint: Some(fingerprint.or_failed(what)?),
+        fingerprint: Some(fingerprint(connection).await?),
         git_branch: None,
         git_commit: None,
     })
+}
+
+/// The hash of the schema of the session's database.
+pub(super) async fn fingerprint(connection: &mut PgConnection) -> Result<String> {
+    let row = sqlx::raw_sql(FINGERPRINT).fetch_one(connection).await;
+    row.and_then(|row| row.try_get(0)).or_failed(|| "cannot read the schema of the database")
 }
 
 /// The last migration that was applied; `None` also if the table is not sqlx's after all.

@@ -8,13 +8,22 @@ use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
-use crate::support::{Session, TestEnv, finish, one, query, start, tell, until};
+use crate::support::{ONE_SERVER, Session, TestEnv, finish, on_every_engine, one, query, start, tell, until};
+
+on_every_engine!(
+    twenty_ups_at_once_make_one_server_and_seed_it_once,
+    ten_projects_at_once_get_ten_ports,
+    ups_killed_among_others_harm_nobody,
+    up_succeeds_after_a_kill_at_any_moment_of_the_first_one,
+    ctrl_c_ends_with_130_and_the_next_up_goes_on,
+    down_and_destroy_wait_for_an_up_that_is_at_work,
+    a_lock_that_is_held_too_long_is_a_conflict,
+    what_a_killed_up_left_running_in_the_server_is_waited_for,
+);
 
 const UP: [&str; 4] = ["up", "--json", "--dataset", "small"];
 
-#[test]
-fn twenty_ups_at_once_make_one_server_and_seed_it_once() {
-    let Some(env) = TestEnv::docker() else { return };
+fn twenty_ups_at_once_make_one_server_and_seed_it_once(env: &TestEnv) {
     let running: Vec<_> = (0..20).map(|_| start(env.command(&UP))).collect();
     let reports: Vec<_> = running.into_iter().map(|running| finish(running).ok().json()).collect();
     for (key, times) in [("created", 1), ("started", 1)] {
@@ -22,13 +31,11 @@ fn twenty_ups_at_once_make_one_server_and_seed_it_once() {
     }
     assert_eq!(reports.iter().filter(|report| report["seed"]["applied"] == json!(true)).count(), 1);
     assert_eq!(reports.iter().map(|report| report["url"].to_string()).collect::<BTreeSet<_>>().len(), 1);
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
-    assert_eq!(env.in_docker().len(), 2, "one container, one volume: {:?}", env.in_docker());
+    assert_eq!(env.tasks(), "50");
+    assert_eq!(env.made(), ONE_SERVER);
 }
 
-#[test]
-fn ten_projects_at_once_get_ten_ports() {
-    let Some(env) = TestEnv::docker() else { return };
+fn ten_projects_at_once_get_ten_ports(env: &TestEnv) {
     let folders: Vec<_> = (0..10).map(|number| env.other_project(&format!("p{number}"))).collect();
     let running: Vec<_> = folders.iter().map(|folder| start(env.command_in(folder, &UP))).collect();
     let reports: Vec<_> = running.into_iter().map(|running| finish(running).ok().json()).collect();
@@ -39,9 +46,7 @@ fn ten_projects_at_once_get_ten_ports() {
     }
 }
 
-#[test]
-fn ups_killed_among_others_harm_nobody() {
-    let Some(env) = TestEnv::docker() else { return };
+fn ups_killed_among_others_harm_nobody(env: &TestEnv) {
     let seed = 15;
     tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
@@ -62,13 +67,11 @@ fn ups_killed_among_others_harm_nobody() {
         }
     }
     env.up();
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
-    assert_eq!(env.in_docker().len(), 2, "{:?}", env.in_docker());
+    assert_eq!(env.tasks(), "50");
+    assert_eq!(env.made(), ONE_SERVER);
 }
 
-#[test]
-fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one() {
-    let Some(env) = TestEnv::docker() else { return };
+fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one(env: &TestEnv) {
     let first = finish(start(env.command(&UP))).ok();
     env.run(&["destroy", "--yes"]).ok();
     let seed = 5432;
@@ -88,30 +91,27 @@ fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one() {
         finish(running);
         let next = env.run(&UP);
         assert!(next.status.success(), "killed after {moment:?} of {:?}: {}", first.elapsed, next.stderr);
-        assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50", "killed after {moment:?}");
-        assert_eq!(env.in_docker().len(), 2, "killed after {moment:?}: {:?}", env.in_docker());
+        assert_eq!(env.tasks(), "50", "killed after {moment:?}");
+        assert_eq!(env.made(), ONE_SERVER, "killed after {moment:?}");
         env.run(&["destroy", "--yes"]).ok();
+        env.assert_nothing_left();
     }
 }
 
-#[test]
-fn ctrl_c_ends_with_130_and_the_next_up_goes_on() {
-    let Some(env) = TestEnv::docker() else { return };
+fn ctrl_c_ends_with_130_and_the_next_up_goes_on(env: &TestEnv) {
     let running = start(env.command(&UP));
-    until("the container of the first run", || (!env.in_docker().is_empty()).then_some(()));
+    until("the first run at work", || env.has_begun().then_some(()));
     let interrupt = std::process::Command::new("kill").args(["-INT", &running.child.id().to_string()]).status();
     assert!(interrupt.unwrap().success());
     let outcome = finish(running).exits(130);
     assert_eq!(outcome.json_error()["kind"], json!("interrupted"));
     env.up();
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    assert_eq!(env.tasks(), "50");
 }
 
-#[test]
-fn down_and_destroy_wait_for_an_up_that_is_at_work() {
-    let Some(env) = TestEnv::docker() else { return };
+fn down_and_destroy_wait_for_an_up_that_is_at_work(env: &TestEnv) {
     let running = start(env.command(&UP));
-    until("the container of the first run", || (!env.in_docker().is_empty()).then_some(()));
+    until("the first run at work", || env.has_begun().then_some(()));
     let down = env.run(&["down", "--json"]).ok();
     let up = finish(running).ok().json();
     assert_eq!(up["state"], json!("running"));
@@ -122,12 +122,10 @@ fn down_and_destroy_wait_for_an_up_that_is_at_work() {
     until("the second run at work", || (env.state() != "stopped").then_some(()));
     env.run(&["destroy", "--yes"]).ok();
     finish(running);
-    assert_eq!(env.in_docker(), Vec::<String>::new());
+    env.assert_nothing_left();
 }
 
-#[test]
-fn a_lock_that_is_held_too_long_is_a_conflict() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_lock_that_is_held_too_long_is_a_conflict(env: &TestEnv) {
     env.up();
     let lock = std::fs::File::options().write(true).open(env.instance_dir().with_extension("lock")).unwrap();
     lock.lock().unwrap();
@@ -139,9 +137,7 @@ fn a_lock_that_is_held_too_long_is_a_conflict() {
     env.run(&["down", "--timeout", "30"]).ok();
 }
 
-#[test]
-fn what_a_killed_up_left_running_in_the_server_is_waited_for() {
-    let Some(env) = TestEnv::docker() else { return };
+fn what_a_killed_up_left_running_in_the_server_is_waited_for(env: &TestEnv) {
     let up = env.up();
     let superuser = env.superuser_url(&up["port"], "postgres");
     query(&superuser, "DROP DATABASE taskflow WITH (FORCE)");
@@ -161,5 +157,5 @@ fn what_a_killed_up_left_running_in_the_server_is_waited_for() {
     until("the second run at the same point", || (blocked() == "2").then_some(()));
     session.run("COMMIT");
     finish(next).ok();
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    assert_eq!(env.tasks(), "50");
 }

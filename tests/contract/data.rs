@@ -3,11 +3,17 @@
 
 use serde_json::json;
 
-use crate::support::{TestEnv, finish, one, query, start};
+use crate::support::{TestEnv, on_every_engine, one, query};
 
-#[test]
-fn a_data_set_is_loaded_into_an_empty_database_only() {
-    let Some(env) = TestEnv::docker() else { return };
+on_every_engine!(
+    a_data_set_is_loaded_into_an_empty_database_only,
+    the_same_data_set_is_the_same_everywhere,
+    a_project_has_migrations_and_sql_rows_of_its_own,
+    a_migration_that_fails_says_where_and_the_next_run_goes_on,
+    an_older_migration_is_told_and_refused_if_asked,
+);
+
+fn a_data_set_is_loaded_into_an_empty_database_only(env: &TestEnv) {
     let up = env.run(&["up", "--json", "--dataset", "none"]).ok().json();
     assert_eq!(up["seed"], json!(null));
     let url = env.url();
@@ -33,28 +39,7 @@ fn a_data_set_is_loaded_into_an_empty_database_only() {
     assert_eq!(users(), "3");
 }
 
-/// Tools that follow `DATABASE_URL` have emptied the wrong server (FAILURES § Security, "the wrong server wiped").
-#[test]
-fn what_deletes_follows_the_project_and_never_database_url() {
-    let Some(env) = TestEnv::docker() else { return };
-    env.up();
-    let precious = env.url();
-    let other = env.other_project("other");
-    env.run_in(&other, &["up", "--dataset", "small"]).ok();
-    for arguments in [
-        &["seed", "--dataset", "small", "--users", "1", "--tasks", "1", "--replace", "--yes"][..],
-        &["destroy", "--yes"],
-    ] {
-        let mut command = env.command_in(&other, arguments);
-        command.env("DATABASE_URL", &precious).env("PGDATABASE", "precious");
-        finish(start(command)).ok();
-        assert_eq!(one(&precious, "SELECT count(*) FROM tasks"), "50", "after {arguments:?}");
-    }
-}
-
-#[test]
-fn the_same_data_set_is_the_same_everywhere() {
-    let Some(env) = TestEnv::docker() else { return };
+fn the_same_data_set_is_the_same_everywhere(env: &TestEnv) {
     env.up();
     let print = "SELECT md5(string_agg(t::text, ',' ORDER BY id)) FROM tasks t";
     let here = one(&env.url(), print);
@@ -66,9 +51,8 @@ fn the_same_data_set_is_the_same_everywhere() {
 const OWN_PROJECT: &str = "[database]\nname = \"shop\"\nuser = \"clerk\"\n\n[migrations]\ndir = \"db\"\n\n\
                            [seed]\ndataset = \"fruit\"\n";
 
-#[test]
-fn a_project_has_migrations_and_sql_rows_of_its_own() {
-    let Some(env) = TestEnv::docker_with(OWN_PROJECT) else { return };
+fn a_project_has_migrations_and_sql_rows_of_its_own(env: &TestEnv) {
+    env.write("tfdev.toml", OWN_PROJECT);
     env.write("db/20260101000000_fruit.sql", "CREATE TABLE fruit (name text PRIMARY KEY);\n");
     env.write("seeds/fruit.sql", "INSERT INTO fruit VALUES ('apple');\nINSERT INTO fruit VALUES ('pear');\n");
     let up = env.run(&["up", "--json"]).ok().json();
@@ -94,9 +78,8 @@ fn a_project_has_migrations_and_sql_rows_of_its_own() {
     assert_eq!(one(url, "SELECT count(*) FROM fruit"), "2");
 }
 
-#[test]
-fn a_migration_that_fails_says_where_and_the_next_run_goes_on() {
-    let Some(env) = TestEnv::docker_with(OWN_PROJECT) else { return };
+fn a_migration_that_fails_says_where_and_the_next_run_goes_on(env: &TestEnv) {
+    env.write("tfdev.toml", OWN_PROJECT);
     env.write("seeds/fruit.sql", "INSERT INTO fruit VALUES ('apple');\n");
     env.write("db/20260101000000_fruit.sql", "CREATE TABLE fruit (name text PRIMARY KEY);\n");
     env.write("db/20260102000000_broken.sql", "CREATE TABLE fine ();\nCREATE TABEL wrong ();\n");
@@ -121,9 +104,8 @@ fn a_migration_that_fails_says_where_and_the_next_run_goes_on() {
     );
 }
 
-#[test]
-fn an_older_migration_is_told_and_refused_if_asked() {
-    let Some(env) = TestEnv::docker_with("[migrations]\ndir = \"db\"\n[seed]\ndataset = \"none\"\n") else { return };
+fn an_older_migration_is_told_and_refused_if_asked(env: &TestEnv) {
+    env.write("tfdev.toml", "[migrations]\ndir = \"db\"\n[seed]\ndataset = \"none\"\n");
     env.write("db/2_second.sql", "CREATE TABLE second ();\n");
     env.run(&["up"]).ok();
     env.write("db/1_first.sql", "CREATE TABLE first ();\n");

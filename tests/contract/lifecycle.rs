@@ -2,11 +2,26 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{TestEnv, docker, finish, one, query, start, until};
+use crate::support::docker::inspect;
+use crate::support::{TestEngine, TestEnv, finish, on_every_engine, one, query, start, try_query, until};
 
-#[test]
-fn data_outlives_down_and_goes_with_destroy() {
-    let Some(env) = TestEnv::docker() else { return };
+on_every_engine!(
+    data_outlives_down_and_goes_with_destroy,
+    psql_without_a_program_on_this_machine_is_the_one_beside_the_server,
+    up_tells_the_keys_and_types_of_the_contract,
+    a_second_up_changes_nothing,
+    status_tells_absent_running_unhealthy_crashed_and_stopped,
+    status_says_whether_limits_are_enforced_and_why_this_engine,
+    url_and_env_serve_other_programs,
+    logs_are_the_servers_own,
+    the_dev_profile_is_what_the_server_runs_with,
+    the_prod_profile_is_what_the_server_runs_with,
+    the_test_profile_is_fast_and_in_memory,
+    a_changed_setting_restarts_the_server_and_keeps_the_data,
+    all_instances_of_a_project_are_stopped_and_removed_at_once,
+);
+
+fn data_outlives_down_and_goes_with_destroy(env: &TestEnv) {
     assert_eq!(env.state(), "absent");
     env.run(&["down"]).exits(4);
     env.up();
@@ -27,42 +42,50 @@ fn data_outlives_down_and_goes_with_destroy() {
 
     env.run(&["destroy", "--yes"]).ok();
     assert_eq!(env.state(), "absent");
-    assert_eq!(env.in_docker(), Vec::<String>::new());
+    env.assert_nothing_left();
     env.run(&["url"]).exits(4).says("make it with `tfdev up`");
 }
 
-#[test]
-fn psql_without_a_program_on_this_machine_is_the_one_beside_the_server() {
-    let Some(env) = TestEnv::docker() else { return };
+fn psql_without_a_program_on_this_machine_is_the_one_beside_the_server(env: &TestEnv) {
     env.up();
-    let mut command =
-        env.command(&["psql", "--verbose", "--", "-Atc", "SELECT current_user || ' ' || count(*) FROM tasks"]);
-    command.env("PATH", env.path("nothing-here"));
-    let outcome = finish(start(command)).ok();
+    let sql = "SELECT current_user || ' ' || count(*) FROM tasks";
+    let outcome = env.run_without_programs(&["psql", "--verbose", "--", "-Atc", sql]).ok();
     assert_eq!(outcome.stdout.trim(), "taskflow 50");
     outcome.says("the one beside the server");
-    let mut command = env.command(&["psql", "--", "-v", "ON_ERROR_STOP=1", "-c", "SELECT 1/0"]);
-    command.env("PATH", env.path("nothing-here"));
-    finish(start(command)).exits(1).says("division by zero");
+    let failing = env.run_without_programs(&["psql", "--", "-v", "ON_ERROR_STOP=1", "-c", "SELECT 1/0"]);
+    failing.exits(1).says("division by zero");
 }
 
-#[test]
-fn up_tells_the_keys_and_types_of_the_contract() {
-    let Some(env) = TestEnv::docker() else { return };
+/// What the instance is made of must be named if the engine has such a thing, and must else be null.
+fn take_parts(env: &TestEnv, report: &mut Value) {
+    let is_docker = env.engine() == TestEngine::Docker;
+    let container = report["container"].as_str().map(str::to_owned);
+    for (key, expected) in [
+        ("container", is_docker.then(|| env.container_name())),
+        ("volume", container.map(|container| format!("{container}-data"))),
+    ] {
+        assert_eq!(report[key].take(), json!(expected), "{key}");
+    }
+    let image = report["image"].take();
+    assert_eq!(image.as_str().is_some_and(|image| image.contains("postgres")), is_docker, "{image}");
+    let data_dir = report["data_dir"].take();
+    let is_there = data_dir.as_str().is_some_and(|folder| std::path::Path::new(folder).join("PG_VERSION").exists());
+    assert_eq!(is_there, !is_docker, "{data_dir}");
+}
+
+fn up_tells_the_keys_and_types_of_the_contract(env: &TestEnv) {
     let mut report = env.up();
-    let container = report["container"].as_str().unwrap().to_owned();
+    take_parts(env, &mut report);
     assert_eq!(report["url"].as_str(), Some(env.url().as_str()));
-    assert_eq!(report["volume"], json!(format!("{container}-data")));
     assert!(report["elapsed_ms"].take().as_u64().is_some_and(|elapsed| elapsed > 0));
     assert!(report["port"].take().as_u64().is_some_and(|port| port > 1024));
-    assert!(report["image"].take().as_str().is_some_and(|image| image.contains("postgres")));
-    for key in ["project", "container", "volume", "url"] {
+    for key in ["project", "url"] {
         assert!(report[key].take().is_string(), "{key}");
     }
     assert_eq!(
         report,
         json!({
-            "project": null, "instance": "dev", "engine": "docker", "profile": "dev", "state": "running",
+            "project": null, "instance": "dev", "engine": env.engine().kind(), "profile": "dev", "state": "running",
             "created": true, "started": true, "container": null, "volume": null, "image": null, "data_dir": null,
             "host": "127.0.0.1", "port": null, "database": "taskflow", "user": "taskflow", "url": null,
             "migrations": { "applied": 3, "total": 3 },
@@ -72,36 +95,27 @@ fn up_tells_the_keys_and_types_of_the_contract() {
     );
 }
 
-#[test]
-fn a_second_up_changes_nothing() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_second_up_changes_nothing(env: &TestEnv) {
     let first = env.up();
-    let container = first["container"].as_str().unwrap();
-    let (id, started) = (docker::id(container), docker::inspect(container)["State"]["StartedAt"].clone());
+    let (made, born) = (env.made(), env.born());
     let rows = query(&env.url(), "SELECT id FROM tasks ORDER BY id");
     let second = env.up();
     assert_eq!((&second["created"], &second["started"]), (&json!(false), &json!(false)));
     assert_eq!(second["seed"]["applied"], json!(false));
-    for same in ["url", "container", "volume", "image", "migrations"] {
-        assert_eq!(first[same], second[same]);
+    for same in ["url", "container", "volume", "image", "data_dir", "migrations"] {
+        assert_eq!(first[same], second[same], "{same}");
     }
-    assert_eq!((docker::id(container), docker::inspect(container)["State"]["StartedAt"].clone()), (id, started));
+    assert_eq!((env.made(), env.born()), (made, born));
     assert_eq!(query(&env.url(), "SELECT id FROM tasks ORDER BY id"), rows);
 }
 
-#[test]
-fn status_tells_absent_running_unhealthy_crashed_and_stopped() {
-    let Some(env) = TestEnv::docker() else { return };
-    let status = || env.run(&["status", "--json"]).ok().json();
-    let absent = status();
-    assert_eq!(
-        (&absent["state"], &absent["url"], &absent["container"]),
-        (&json!("absent"), &json!(null), &json!(null))
-    );
+fn status_tells_absent_running_unhealthy_crashed_and_stopped(env: &TestEnv) {
+    let absent = env.status();
+    assert_eq!((&absent["state"], &absent["url"]), (&json!("absent"), &json!(null)));
+    assert_eq!((&absent["container"], &absent["data_dir"]), (&json!(null), &json!(null)));
 
     let up = env.up();
-    let container = up["container"].as_str().unwrap();
-    let running = status();
+    let running = env.status();
     for key in up.as_object().unwrap().keys().filter(|key| !["elapsed_ms", "seed"].contains(&key.as_str())) {
         let expected = if ["created", "started"].contains(&key.as_str()) { &json!(false) } else { &up[key] };
         assert_eq!(&running[key], expected, "{key}");
@@ -111,31 +125,48 @@ fn status_tells_absent_running_unhealthy_crashed_and_stopped() {
     assert_eq!(running["connections"]["max"], json!(20));
     assert_eq!(running["snapshots"], json!([]));
 
-    docker::docker(&["pause", container]);
-    let paused = status();
-    assert_eq!((&paused["state"], &paused["reason"]), (&json!("unhealthy"), &json!("the container is paused")));
-    env.run(&["url"]).exits(4).says("paused");
-    assert_eq!(env.up()["started"], json!(false), "a paused server is only woken");
-    assert_eq!(status()["state"], json!("running"));
+    env.freeze_server();
+    let frozen = env.status();
+    let (reason, word) = match env.engine() {
+        TestEngine::Docker => ("the container is paused", "paused"),
+        TestEngine::Native | TestEngine::NativeUser => ("the server's process is stopped by a signal", "signal"),
+    };
+    assert_eq!((&frozen["state"], &frozen["reason"]), (&json!("unhealthy"), &json!(reason)));
+    env.run(&["url"]).exits(4).says(word);
+    assert_eq!(env.up()["started"], json!(false), "a server that stands still is only woken");
+    assert_eq!(env.state(), "running");
+    env.freeze_server();
+    env.run(&["down"]).ok();
+    assert_eq!(env.state(), "stopped", "and stopped in order");
+    env.up();
 
-    docker::docker(&["kill", "--signal", "KILL", container]);
-    let crashed = status();
-    assert_eq!(crashed["state"], json!("crashed"));
-    assert!(crashed["reason"].as_str().unwrap().contains("137"), "{crashed}");
-    let outcome = env.run(&["up"]).ok();
-    outcome.says("the server was not stopped in order");
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    env.kill_server();
+    let crashed = until("the server's end", || Some(env.status()).filter(|status| status["state"] == "crashed"));
+    let word = if env.engine() == TestEngine::Docker { "137" } else { "without having stopped in order" };
+    assert!(crashed["reason"].as_str().unwrap().contains(word), "{crashed}");
+    env.run(&["url"]).exits(4).says("start it with `tfdev up`");
+    env.run(&["up"]).ok().says("the server was not stopped in order");
+    assert_eq!(env.tasks(), "50");
 
     env.run(&["down"]).ok();
-    let stopped = status();
+    let stopped = env.status();
     assert_eq!((&stopped["state"], &stopped["url"]), (&json!("stopped"), &json!(null)));
-    assert_eq!(stopped["volume"], up["volume"]);
+    assert_eq!((&stopped["volume"], &stopped["data_dir"]), (&up["volume"], &up["data_dir"]));
 }
 
-#[test]
-fn url_env_and_logs_serve_other_programs() {
-    let Some(env) = TestEnv::docker() else { return };
-    let up = env.up();
+fn status_says_whether_limits_are_enforced_and_why_this_engine(env: &TestEnv) {
+    env.up();
+    let status = env.status();
+    let is_docker = env.engine() == TestEngine::Docker;
+    assert_eq!(status["limits_enforced"], json!(is_docker));
+    let reason = if is_docker { "the first that can be used" } else { "asked for by TFDEV_ENGINE" };
+    assert_eq!(status["engine_reason"], json!(reason));
+    let text = env.run(&["status"]).ok().stdout;
+    assert_eq!(text.contains("not limited by this engine"), !is_docker, "{text}");
+}
+
+fn url_and_env_serve_other_programs(env: &TestEnv) {
+    env.up();
     let url = env.url();
     assert_eq!(one(&url, "SELECT current_user || ' ' || current_database()"), "taskflow taskflow");
     assert_eq!(one(&url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"), "f");
@@ -156,22 +187,29 @@ fn url_env_and_logs_serve_other_programs() {
 
     // With these variables a program of libpq needs nothing else.
     if std::process::Command::new("psql").arg("--version").output().is_ok() {
-        let mut sh = std::process::Command::new("sh");
-        sh.args(["-c", &format!("{shell}\npsql -w -Atc 'SELECT count(*) FROM users'")]);
-        sh.env_remove("PGPASSWORD");
-        assert_eq!(finish(start(sh)).ok().stdout.trim(), "10");
+        for (program, printed) in [("psql -w -Atc 'SELECT count(*) FROM users'", "10"), ("pg_isready -q", "")] {
+            let mut sh = std::process::Command::new("sh");
+            sh.args(["-c", &format!("{shell}\n{program}")]).env_remove("PGPASSWORD");
+            assert_eq!(finish(start(sh)).ok().stdout.trim(), printed);
+        }
     }
+}
 
-    query(&url, "SELECT 'found in the log'");
+fn logs_are_the_servers_own(env: &TestEnv) {
+    env.run(&["logs"]).exits(4);
+    env.up();
+    query(&env.url(), "SELECT 'found in the log'");
     let log = until("the statement in the log", || {
         let log = env.run(&["logs"]).ok().stdout;
         log.contains("found in the log").then_some(log)
     });
+    assert!(log.contains("database system is ready to accept connections"), "{log}");
     let lines = env.run(&["logs", "--json"]).ok().json();
     assert!(lines["lines"].as_array().unwrap().len() >= log.lines().count());
     let tail = env.run(&["logs", "--tail", "1"]).ok().stdout;
     assert_eq!(tail.lines().count(), 1, "{tail}");
-    assert_eq!(up["state"], json!("running"));
+    env.run(&["down"]).ok();
+    assert!(env.run(&["logs"]).ok().stdout.contains("database system is shut down"), "also of a stopped server");
 }
 
 /// Reads the settings back from the server; sizes are as the server writes them.
@@ -181,9 +219,8 @@ fn settings(url: &str, expected: &[(&str, &str)]) {
     }
 }
 
-#[test]
-fn the_dev_profile_is_what_the_server_runs_with() {
-    let Some(env) = TestEnv::docker_with("[profiles.dev]\nrandom_page_cost = 1.5\n") else { return };
+fn the_dev_profile_is_what_the_server_runs_with(env: &TestEnv) {
+    env.write("tfdev.toml", "[profiles.dev]\nrandom_page_cost = 1.5\nlog_line_prefix = \"it's, \\\\odd %m \"\n");
     env.up();
     settings(
         &env.url(),
@@ -200,15 +237,15 @@ fn the_dev_profile_is_what_the_server_runs_with() {
             ("synchronous_commit", "on"),
             ("full_page_writes", "on"),
             ("random_page_cost", "1.5"),
+            ("log_line_prefix", "it's, \\odd %m "),
             ("data_checksums", "on"),
+            ("server_encoding", "UTF8"),
         ],
     );
     assert!(one(&env.url(), "SHOW server_version").starts_with("15."));
 }
 
-#[test]
-fn the_prod_profile_is_what_the_server_runs_with() {
-    let Some(env) = TestEnv::docker() else { return };
+fn the_prod_profile_is_what_the_server_runs_with(env: &TestEnv) {
     let up = env.run(&["up", "--json", "--profile", "prod", "--dataset", "small"]).ok().json();
     assert_eq!(up["profile"], json!("prod"));
     let url = up["url"].as_str().unwrap();
@@ -232,18 +269,17 @@ fn the_prod_profile_is_what_the_server_runs_with() {
     assert_eq!(one(url, encrypted), "t");
     let session = env.run(&["psql", "--profile", "prod", "--", "-Atc", encrypted]).ok();
     assert_eq!(session.stdout.trim(), "t");
-    let inspected = docker::inspect(up["container"].as_str().unwrap());
-    assert_eq!(
-        (&inspected["HostConfig"]["Memory"], &inspected["HostConfig"]["NanoCpus"]),
-        (&json!(1_u64 << 30), &json!(1_000_000_000))
-    );
+    let plain = format!("{}?sslmode=disable", url.split('?').next().unwrap());
+    assert!(try_query(&plain, "SELECT 1").unwrap_err().to_string().contains("pg_hba.conf"));
+    if let Some(container) = up["container"].as_str() {
+        let host = inspect(container)["HostConfig"].clone();
+        assert_eq!((&host["Memory"], &host["NanoCpus"]), (&json!(1_u64 << 30), &json!(1_000_000_000)));
+    }
 }
 
-#[test]
-fn the_test_profile_is_fast_and_in_memory() {
-    let Some(env) = TestEnv::docker() else { return };
+fn the_test_profile_is_fast_and_in_memory(env: &TestEnv) {
     let up = env.run(&["up", "--json", "--instance", "test", "--dataset", "small"]).ok().json();
-    assert_eq!((&up["profile"], &up["volume"]), (&json!("test"), &Value::Null));
+    assert_eq!((&up["profile"], &up["volume"]), (&json!("test"), &Value::Null), "no data on a disk");
     let url = up["url"].as_str().unwrap();
     settings(
         url,
@@ -261,19 +297,48 @@ fn the_test_profile_is_fast_and_in_memory() {
             ("full_page_writes", "off"),
         ],
     );
-    let inspected = docker::inspect(up["container"].as_str().unwrap());
-    let host = &inspected["HostConfig"];
-    assert_eq!(host["Memory"], json!(4_u64 << 30));
-    assert_eq!(host["NanoCpus"], json!(0), "all cores");
-    let tmpfs = host["Tmpfs"]["/var/lib/postgresql/data"].as_str().unwrap();
-    assert!(tmpfs.contains(&format!("size={}", 3_u64 << 30)), "{tmpfs}");
+    if let Some(container) = up["container"].as_str() {
+        let host = inspect(container)["HostConfig"].clone();
+        assert_eq!(host["Memory"], json!(4_u64 << 30));
+        assert_eq!(host["NanoCpus"], json!(0), "all cores");
+        let tmpfs = host["Tmpfs"]["/var/lib/postgresql/data"].as_str().unwrap();
+        assert!(tmpfs.contains(&format!("size={}", 3_u64 << 30)), "{tmpfs}");
+    }
     assert_eq!(env.run(&["url"]).exits(4).stdout, "", "the instance `dev` is another one");
     assert_eq!(env.run(&["url", "--instance", "test"]).ok().stdout.trim(), url);
+
+    let down = env.run(&["down", "--json", "--instance", "test"]).ok().json();
+    assert_eq!(down["instances"][0]["data_kept"], json!(false));
+    let again = env.run(&["up", "--json", "--instance", "test", "--dataset", "small"]).ok().json();
+    assert_eq!((&again["created"], &again["url"]), (&json!(true), &up["url"]));
+    assert_eq!(one(url, "SELECT count(*) FROM tasks"), "50");
+    env.run(&["destroy", "--yes", "--instance", "test"]).ok();
+    env.assert_nothing_left();
 }
 
-#[test]
-fn all_instances_of_a_project_are_stopped_and_removed_at_once() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_changed_setting_restarts_the_server_and_keeps_the_data(env: &TestEnv) {
+    let first = env.up();
+    let born = env.born();
+    query(&env.url(), "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')");
+    env.write("tfdev.toml", "[seed]\ndataset = \"small\"\n");
+    env.up();
+    assert_eq!(env.born(), born, "a key that is no part of the server changes nothing");
+
+    env.write("tfdev.toml", "[profiles.dev]\nwork_mem = \"8MB\"\nmax_connections = 33\n");
+    let second = env.up();
+    let restarted = env.born();
+    assert_ne!(restarted, born);
+    assert_eq!((&second["created"], &second["started"]), (&json!(false), &json!(true)));
+    for same in ["port", "url", "volume", "data_dir"] {
+        assert_eq!(first[same], second[same], "{same}");
+    }
+    settings(&env.url(), &[("work_mem", "8MB"), ("max_connections", "33")]);
+    assert_eq!(one(&env.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
+    assert_eq!(env.up()["started"], json!(false));
+    assert_eq!(env.born(), restarted);
+}
+
+fn all_instances_of_a_project_are_stopped_and_removed_at_once(env: &TestEnv) {
     let dev = env.up();
     let other = env.run(&["up", "--json", "--instance", "other", "--dataset", "none"]).ok().json();
     assert_ne!(dev["port"], other["port"]);
@@ -286,5 +351,5 @@ fn all_instances_of_a_project_are_stopped_and_removed_at_once() {
     env.run(&["destroy", "--yes", "--instance", "other"]).ok();
     assert_eq!(env.state(), "stopped", "the other instance's data was not asked for");
     env.run(&["destroy", "--yes", "--all"]).ok();
-    assert_eq!(env.in_docker(), Vec::<String>::new());
+    env.assert_nothing_left();
 }

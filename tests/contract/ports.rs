@@ -4,7 +4,15 @@ use std::net::{Ipv4Addr, TcpListener};
 
 use serde_json::json;
 
-use crate::support::{Outcome, TestEnv, docker, one, query, try_query, until};
+use crate::support::docker::docker;
+use crate::support::{Outcome, TestEngine, TestEnv, finish, on_every_engine, one, query, start, try_query, until};
+
+on_every_engine!(
+    another_port_is_taken_if_5432_is_and_kept_from_then_on,
+    a_fixed_port_that_is_taken_is_an_error_that_names_its_holder,
+    a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note,
+    two_worktrees_of_one_name_run_side_by_side,
+);
 
 /// `up` while port 5432 is taken, by this test or by whoever has it already. Gives what it said and the new port.
 fn up_while_5432_is_taken(env: &TestEnv) -> (Outcome, u16) {
@@ -27,10 +35,8 @@ fn free_port() -> (u16, TcpListener) {
     (listener.local_addr().unwrap().port(), listener)
 }
 
-#[test]
-fn another_port_is_taken_if_5432_is_and_kept_from_then_on() {
-    let Some(env) = TestEnv::docker() else { return };
-    let (outcome, port) = up_while_5432_is_taken(&env);
+fn another_port_is_taken_if_5432_is_and_kept_from_then_on(env: &TestEnv) {
+    let (outcome, port) = up_while_5432_is_taken(env);
     outcome.says("Port 5432 is taken");
     assert!((20_000..32_000).contains(&port), "{port}");
     let port = &json!(port);
@@ -38,17 +44,17 @@ fn another_port_is_taken_if_5432_is_and_kept_from_then_on() {
 
     env.run(&["down"]).ok();
     assert_eq!(&env.up()["port"], port, "kept, though 5432 may be free now");
-    docker::docker(&["restart", "--time", "30", first["container"].as_str().unwrap()]);
-    until("the server after `docker restart`", || try_query(first["url"].as_str().unwrap(), "SELECT 1").ok());
-    assert_eq!(&env.up()["port"], port);
-    docker::docker(&["rm", "--force", first["container"].as_str().unwrap()]);
-    assert_eq!(&env.up()["port"], port, "kept also by a container made anew");
+    if env.engine() == TestEngine::Docker {
+        docker(&["restart", "--time", "30", first["container"].as_str().unwrap()]);
+        until("the server after `docker restart`", || try_query(first["url"].as_str().unwrap(), "SELECT 1").ok());
+        assert_eq!(&env.up()["port"], port);
+        docker(&["rm", "--force", first["container"].as_str().unwrap()]);
+        assert_eq!(&env.up()["port"], port, "kept also by a container made anew");
+    }
     assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
 }
 
-#[test]
-fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder(env: &TestEnv) {
     let (port, listener) = free_port();
     let fixed = port.to_string();
     let outcome = env.run(&["up", "--json", "--dataset", "small", "--port", &fixed]).exits(6);
@@ -61,17 +67,15 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder() {
 
     let mut second = env.command_in(&env.other_project("second"), &["up", "--json", "--port", &fixed]);
     second.env("TFDEV_DATASET", "none");
-    let outcome = crate::support::finish(crate::support::start(second)).exits(6);
-    let error = outcome.json_error();
+    let error = finish(start(second)).exits(6).json_error();
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains(up["container"].as_str().unwrap()), "{message}");
+    let holder = up["container"].as_str().unwrap_or("another program");
+    assert!(message.contains(&format!("port {port} is taken by")) && message.contains(holder), "{message}");
     assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50", "the holder is left alone");
 }
 
-#[test]
-fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note() {
-    let Some(env) = TestEnv::docker() else { return };
-    let (_, port) = up_while_5432_is_taken(&env);
+fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note(env: &TestEnv) {
+    let (_, port) = up_while_5432_is_taken(env);
     env.run(&["down"]).ok();
     let _held = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
     let outcome = env.run(&["up", "--dataset", "small"]).ok();
@@ -80,22 +84,21 @@ fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note() {
     assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
 }
 
-#[test]
-fn two_worktrees_of_one_name_run_side_by_side() {
-    let Some(env) = TestEnv::docker() else { return };
+fn two_worktrees_of_one_name_run_side_by_side(env: &TestEnv) {
     let (left, right) = (env.other_project("left"), env.other_project("right"));
     assert_eq!(left.file_name(), right.file_name());
     let up = |folder| env.run_in(folder, &["up", "--json", "--dataset", "small"]).ok().json();
     let (one_side, other_side) = (up(&left), up(&right));
-    for different in ["project", "container", "volume", "port", "url"] {
-        assert_ne!(one_side[different], other_side[different], "{different}");
+    for different in ["project", "container", "volume", "data_dir", "port", "url"] {
+        assert!(one_side[different].is_null() || one_side[different] != other_side[different], "{different}");
     }
     query(one_side["url"].as_str().unwrap(), "DELETE FROM users");
     assert_eq!(one(other_side["url"].as_str().unwrap(), "SELECT count(*) FROM users"), "10");
     env.run_in(&left, &["destroy", "--yes"]).ok();
     assert_eq!(one(other_side["url"].as_str().unwrap(), "SELECT count(*) FROM users"), "10");
     // Started in a folder below, it is still the same project.
-    std::fs::create_dir(right.join(".git")).unwrap();
-    std::fs::create_dir(right.join("src")).unwrap();
+    for below in [".git", "src"] {
+        std::fs::create_dir(right.join(below)).unwrap();
+    }
     assert_eq!(env.run_in(&right.join("src"), &["url"]).ok().stdout.trim(), other_side["url"].as_str().unwrap());
 }

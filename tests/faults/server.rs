@@ -4,11 +4,17 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{TestEnv, docker, one, query};
+use crate::support::docker::inspect;
+use crate::support::{TestEngine, TestEnv, on_every_engine, one, query, try_query};
 
-#[test]
-fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words() {
-    let Some(env) = TestEnv::docker() else { return };
+on_every_engine!(
+    a_server_that_ends_at_once_is_told_at_once_with_its_own_words,
+    a_server_that_was_killed_under_load_recovers,
+    a_stop_waits_for_the_server_to_write_everything,
+    a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up,
+);
+
+fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words(env: &TestEnv) {
     env.up();
     query(&env.url(), "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')");
     env.write("tfdev.toml", "[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n");
@@ -17,7 +23,8 @@ fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words() {
     let error = outcome.json_error();
     assert!(error["causes"].to_string().contains("could not access file \\\"nonesuch\\\""), "{error}");
     assert!(error["hints"].to_string().contains("tfdev logs"), "{error}");
-    assert_eq!(env.state(), "crashed");
+    // A container keeps how it ended; a process that never served leaves its data as it was stopped.
+    assert_eq!(env.state(), if env.engine() == TestEngine::Docker { "crashed" } else { "stopped" });
     env.run(&["url"]).exits(4);
 
     env.write("tfdev.toml", "");
@@ -25,30 +32,27 @@ fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words() {
     assert_eq!(one(&env.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
 }
 
-#[test]
-fn a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up() {
-    let Some(env) = TestEnv::docker_with("[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n") else { return };
+fn a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up(env: &TestEnv) {
+    env.write("tfdev.toml", "[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n");
     let outcome = env.run(&["up"]).exits(1);
     assert!(outcome.elapsed < Duration::from_secs(15), "{:?}", outcome.elapsed);
     outcome.says("nonesuch");
     env.write("tfdev.toml", "");
     let up = env.up();
     assert_eq!(up["seed"]["applied"], json!(true));
-    assert_eq!(one(&env.url(), "SELECT count(*) FROM tasks"), "50");
+    assert_eq!(env.tasks(), "50");
 }
 
-#[test]
-fn a_server_that_was_killed_under_load_recovers() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_server_that_was_killed_under_load_recovers(env: &TestEnv) {
     let up = env.up();
     let url = env.url();
     query(&url, "CREATE TABLE load AS SELECT generate_series(1, 200000) AS n");
     let writer = std::thread::spawn({
         let url = url.clone();
         // Ends by itself when the server does.
-        move || while crate::support::try_query(&url, "INSERT INTO load SELECT generate_series(1, 1000)").is_ok() {}
+        move || while try_query(&url, "INSERT INTO load SELECT generate_series(1, 1000)").is_ok() {}
     });
-    docker::docker(&["kill", "--signal", "KILL", up["container"].as_str().unwrap()]);
+    env.kill_server();
     writer.join().unwrap();
     let again = env.run(&["up", "--json", "--dataset", "small"]).ok().json();
     assert_eq!((&again["created"], &again["started"]), (&json!(false), &json!(true)));
@@ -57,14 +61,14 @@ fn a_server_that_was_killed_under_load_recovers() {
     assert!(rows >= 200_000 && rows.is_multiple_of(1000), "{rows}");
 }
 
-#[test]
-fn a_stop_waits_for_the_server_to_write_everything() {
-    let Some(env) = TestEnv::docker() else { return };
+fn a_stop_waits_for_the_server_to_write_everything(env: &TestEnv) {
     let up = env.up();
     query(&env.url(), "CREATE TABLE load AS SELECT generate_series(1, 500000) AS n");
     env.run(&["down"]).ok();
-    let state = docker::inspect(up["container"].as_str().unwrap())["State"].clone();
-    assert_eq!((&state["ExitCode"], &state["OOMKilled"]), (&json!(0), &json!(false)));
-    let log = docker::run(&["logs", up["container"].as_str().unwrap()]).ok().stderr;
+    if env.engine() == TestEngine::Docker {
+        let state = inspect(up["container"].as_str().unwrap())["State"].clone();
+        assert_eq!((&state["ExitCode"], &state["OOMKilled"]), (&json!(0), &json!(false)));
+    }
+    let log = env.server_log();
     assert!(log.trim_end().ends_with("database system is shut down"), "{log}");
 }

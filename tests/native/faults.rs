@@ -1,26 +1,11 @@
 //! What happens when something goes wrong, and that the next command works.
 
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use serde_json::json;
 
-use super::{Native, is_root, kill, servers, shell, skip};
-use crate::support::{finish, one, query, start, until};
-
-#[test]
-fn a_killed_server_is_told_and_recovers() {
-    for native in Native::each() {
-        native.up();
-        query(&native.url(), "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')");
-        kill(native.pid(), "KILL");
-        let crashed = until("the server's end", || Some(native.status()).filter(|status| status["state"] == "crashed"));
-        assert!(crashed["reason"].as_str().unwrap().contains("without having stopped in order"), "{crashed}");
-        native.run(&["url"]).exits(4).says("start it with `tfdev up`");
-        native.run(&["up"]).ok().says("the server was not stopped in order");
-        assert_eq!(one(&native.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
-    }
-}
+use super::{Native, is_root, kill, shell, skip};
+use crate::support::{finish, one, start, until};
 
 #[test]
 fn a_number_that_another_program_got_is_not_the_server() {
@@ -51,67 +36,6 @@ fn a_number_that_another_program_got_is_not_the_server() {
         other.kill().unwrap();
         other.wait().unwrap();
     }
-}
-
-#[test]
-fn twenty_ups_at_once_make_one_server() {
-    let Some(native) = Native::new() else { return };
-    let all: Vec<_> = (0..20).map(|_| start(native.command(&["up", "--json", "--dataset", "small"]))).collect();
-    let reports: Vec<_> = all.into_iter().map(|running| finish(running).ok().json()).collect();
-    let created = reports.iter().filter(|report| report["created"] == json!(true)).count();
-    assert_eq!(created, 1);
-    assert!(reports.iter().all(|report| report["url"] == reports[0]["url"]));
-    assert_eq!(servers(&native.data()).len(), 1);
-    assert_eq!(native.tasks(), "50");
-}
-
-#[test]
-fn an_up_that_is_killed_anywhere_is_finished_by_the_next() {
-    let Some(native) = Native::new() else { return };
-    native.up();
-    native.destroy();
-    for round in 0..16u64 {
-        let mut running = start(native.command(&["up", "--dataset", "small"]));
-        // From the first file over the running server to the last row.
-        std::thread::sleep(Duration::from_millis(round * 40));
-        let _ = running.child.kill();
-        let _ = finish(running);
-        if round % 2 == 0 {
-            let up = native.up();
-            assert_eq!(up["state"], "running");
-            assert_eq!((native.tasks().as_str(), servers(&native.data()).len()), ("50", 1), "round {round}");
-        }
-        let home = native.status()["data_dir"].as_str().map(str::to_owned);
-        native.destroy();
-        if let Some(data) = home {
-            assert!(!std::path::Path::new(&data).exists() && servers(data.as_ref()).is_empty(), "round {round}");
-        }
-    }
-}
-
-#[test]
-fn a_setting_that_the_server_refuses_is_told_at_once_with_its_log() {
-    let Some(native) = Native::with("[profiles.dev]\nshared_preload_libraries = \"no_such_library\"\n") else { return };
-    let outcome = native.run(&["up"]).exits(1);
-    assert!(outcome.elapsed < Duration::from_secs(30));
-    outcome.says("ended by itself").says("no_such_library").says("mend it");
-    native.env.write("tfdev.toml", "");
-    native.up();
-    assert_eq!(native.tasks(), "50");
-}
-
-#[test]
-fn a_server_that_a_signal_stopped_is_woken() {
-    let Some(native) = Native::new() else { return };
-    native.up();
-    kill(native.pid(), "STOP");
-    let status = native.status();
-    assert_eq!((&status["state"], status["reason"].is_string()), (&json!("unhealthy"), true));
-    assert_eq!(native.up()["started"], json!(false));
-    assert_eq!(native.status()["state"], "running");
-    kill(native.pid(), "STOP");
-    native.run(&["down"]).ok();
-    assert_eq!(native.status()["state"], "stopped");
 }
 
 #[test]
@@ -178,7 +102,7 @@ fn a_data_folder_of_the_wrong_owner_is_refused() {
     shell(&format!("chown nobody {}", data.display()));
     native.up();
     // Root starts it as its owner, whoever that is.
-    let mut command = native.env.command(&["up", "--json"]);
+    let mut command = native.env.command_of_tester(&["up", "--json"]);
     command.env("TFDEV_ENGINE", "native");
     kill(native.pid(), "KILL");
     let up = finish(start(command)).ok().json();

@@ -1,5 +1,6 @@
-//! A place of its own for each test: home, state, project; and the removal of all that the test made in Docker.
+//! A place of its own for each test: home, state, project; and the removal of all that the test made.
 
+use std::cell::RefCell;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +9,8 @@ use std::sync::OnceLock;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{Outcome, docker, finish, start, tell};
+use super::engine::TestEngine;
+use super::{Outcome, docker, finish, native, one, process, skipped, start};
 
 /// Variables that are passed on: what programs need to be found, and what test coverage needs.
 const KEPT: [&str; 2] = ["PATH", "LLVM_PROFILE_FILE"];
@@ -21,16 +23,19 @@ pub(crate) struct TestEnv {
     pub(crate) id: String,
     /// The test's project, which holds nothing at first.
     pub(crate) project: PathBuf,
+    /// The other folders in which the program ran.
+    other_folders: RefCell<Vec<PathBuf>>,
+    engine: Option<TestEngine>,
     image: Option<String>,
 }
 
 impl TestEnv {
-    /// A place for a test that needs no Docker.
+    /// A place for a test that needs no engine.
     pub(crate) fn new() -> Self {
-        Self::with(None)
+        Self::with(None, None)
     }
 
-    fn with(image: Option<String>) -> Self {
+    fn with(engine: Option<TestEngine>, image: Option<String>) -> Self {
         let root = TempDir::new().unwrap();
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let id = format!("tftest{}", &unique[..10]);
@@ -39,27 +44,41 @@ impl TestEnv {
             std::fs::create_dir_all(folder).unwrap();
         }
         let project = project.canonicalize().unwrap();
-        Self { root, id, project, image }
+        let env = Self { root, id, project, other_folders: RefCell::default(), engine, image };
+        for folder in [env.root.path(), &env.project, &env.path("home")] {
+            env.give(folder);
+        }
+        env
     }
 
-    /// A place for a test that needs Docker and an image; `None`, after one clear line, if there is none.
+    /// A place for a test on `engine`; `None`, with the test noted as skipped, if there is no such engine here.
+    pub(crate) fn on(engine: TestEngine) -> Option<Self> {
+        match engine {
+            TestEngine::Docker => return Self::docker(),
+            _ if process::bin_dir().is_none() => skipped::skip("PostgreSQL 15 is not installed"),
+            TestEngine::NativeUser if !process::is_root() => {
+                skipped::skip("the tests are an ordinary user's, so this is the same as on `native`");
+            }
+            TestEngine::Native | TestEngine::NativeUser => return Some(Self::with(Some(engine), None)),
+        }
+        None
+    }
+
+    /// A place for a test that needs Docker and an image; `None`, with the test noted as skipped, if there is none.
     pub(crate) fn docker() -> Option<Self> {
         match image() {
-            Ok(image) => Some(Self::with(Some(image))),
+            Ok(image) => Some(Self::with(Some(TestEngine::Docker), Some(image))),
             Err(reason) => {
-                assert!(variable("TFDEV_REQUIRE_DOCKER").is_none_or(|value| value != "1"), "needs Docker: {reason}");
-                let thread = std::thread::current();
-                tell(&format!("skipped: needs Docker: {} ({reason})", thread.name().unwrap_or_default()));
+                skipped::skip_without_docker(&reason);
                 None
             }
         }
     }
 
-    /// As [`TestEnv::docker`], with this `tfdev.toml`.
-    pub(crate) fn docker_with(file: &str) -> Option<Self> {
-        let env = Self::docker()?;
-        env.write("tfdev.toml", file);
-        Some(env)
+    /// What this test's servers are run by.
+    #[track_caller]
+    pub(crate) fn engine(&self) -> TestEngine {
+        self.engine.expect("this test is on an engine")
     }
 
     /// The program with `arguments`, in the test's project.
@@ -69,19 +88,59 @@ impl TestEnv {
 
     /// The program with `arguments`, in `folder`.
     pub(crate) fn command_in(&self, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.command_by_choice(folder, arguments);
+        // Docker is what tfdev chooses by itself.
+        if matches!(self.engine, Some(TestEngine::Native | TestEngine::NativeUser)) {
+            command.env("TFDEV_ENGINE", "native");
+        }
+        command
+    }
+
+    /// As [`TestEnv::command_in`], with the choice of the engine left to the program.
+    pub(crate) fn command_by_choice(&self, folder: &Path, arguments: &[&str]) -> Command {
+        let mut command = self.command_of_tester(arguments);
+        command.current_dir(folder);
+        if self.is_ordinary_user() { process::as_ordinary_user(&command) } else { command }
+    }
+
+    /// The program with `arguments`, in the test's project, always run by whoever runs the tests.
+    pub(crate) fn command_of_tester(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tfdev"));
         let home = self.root.path().join("home");
-        command.args(arguments).current_dir(folder).env_clear();
+        command.args(arguments).current_dir(&self.project).env_clear();
         command.envs(KEPT.iter().filter_map(|name| Some((*name, variable(name)?))));
         command.env("HOME", &home).env("LC_ALL", "C");
         for (name, folder) in [("CONFIG", "config"), ("CACHE", "cache"), ("STATE", "state"), ("DATA", "data")] {
             command.env(format!("XDG_{name}_HOME"), home.join(folder));
         }
-        command.env("TFDEV_STATE_DIR", self.state_dir()).env("TFDEV_CACHE_DIR", cache_dir());
+        command.env("TFDEV_STATE_DIR", self.state_dir()).env("TFDEV_CACHE_DIR", self.cache_dir());
         if let Some(image) = &self.image {
             command.env("TFDEV_IMAGE", image);
         }
         command
+    }
+
+    /// Whether the program is run by another user than the tests.
+    fn is_ordinary_user(&self) -> bool {
+        self.engine == Some(TestEngine::NativeUser)
+    }
+
+    /// Gives a file or folder that the test made to who runs the program.
+    fn give(&self, path: &Path) {
+        if self.is_ordinary_user() {
+            process::give(path);
+        }
+    }
+
+    /// Cached data folders, kept from run to run: a newer image has another name in there.
+    fn cache_dir(&self) -> PathBuf {
+        if !self.is_ordinary_user() {
+            return cache_dir();
+        }
+        let folder = cache_dir().with_file_name("tfdev-test-cache-of-nobody");
+        std::fs::create_dir_all(&folder).unwrap();
+        self.give(&folder);
+        folder
     }
 
     /// Runs the program in the test's project.
@@ -94,10 +153,12 @@ impl TestEnv {
         finish(start(self.command_in(folder, arguments)))
     }
 
-    /// `up` with few rows; it must succeed.
+    /// `up` with few rows; it must succeed, on the test's engine.
     #[track_caller]
     pub(crate) fn up(&self) -> Value {
-        self.run(&["up", "--json", "--dataset", "small"]).ok().json()
+        let up = self.run(&["up", "--json", "--dataset", "small"]).ok().json();
+        assert_eq!(up["engine"], self.engine().kind());
+        up
     }
 
     /// The connection URL of the running instance `dev`.
@@ -106,24 +167,47 @@ impl TestEnv {
         self.run(&["url"]).ok().stdout.trim().to_owned()
     }
 
+    /// What `status` tells.
+    #[track_caller]
+    pub(crate) fn status(&self) -> Value {
+        self.run(&["status", "--json"]).ok().json()
+    }
+
     /// The state that `status` tells.
     #[track_caller]
     pub(crate) fn state(&self) -> String {
-        self.run(&["status", "--json"]).ok().json()["state"].as_str().unwrap().to_owned()
+        self.status()["state"].as_str().unwrap().to_owned()
+    }
+
+    /// How many rows of the data set are in the running instance `dev`.
+    #[track_caller]
+    pub(crate) fn tasks(&self) -> String {
+        one(&self.url(), "SELECT count(*) FROM tasks")
     }
 
     /// Another project folder of this test: `below/<id>`.
     pub(crate) fn other_project(&self, below: &str) -> PathBuf {
         let folder = self.root.path().join(below).join(&self.id);
         std::fs::create_dir_all(&folder).unwrap();
-        folder.canonicalize().unwrap()
+        let folder = folder.canonicalize().unwrap();
+        self.give(&folder);
+        self.other_folders.borrow_mut().push(folder.clone());
+        folder
+    }
+
+    /// The folders of all projects of this test.
+    pub(crate) fn project_folders(&self) -> Vec<PathBuf> {
+        std::iter::once(self.project.clone()).chain(self.other_folders.borrow().iter().cloned()).collect()
     }
 
     /// Writes a file of the project.
     pub(crate) fn write(&self, path: &str, text: impl AsRef<[u8]>) {
         let path = self.project.join(path);
-        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-        std::fs::write(path, text).unwrap();
+        let folder = path.parent().unwrap();
+        std::fs::create_dir_all(folder).unwrap();
+        std::fs::write(&path, text).unwrap();
+        self.give(folder);
+        self.give(&path);
     }
 
     /// Writes the user's own configuration file.
@@ -201,8 +285,10 @@ impl TestEnv {
 
 impl Drop for TestEnv {
     fn drop(&mut self) {
-        if self.image.is_some() {
-            docker::remove_all(&self.id);
+        match self.engine {
+            Some(TestEngine::Docker) => docker::remove_all(&self.id),
+            Some(TestEngine::Native | TestEngine::NativeUser) => native::remove_all(self),
+            None => {}
         }
     }
 }

@@ -1,11 +1,16 @@
-//! What all tests share: a place of their own ([`TestEnv`]), Docker's command line ([`docker`]), SQL ([`query`]), and
-//! waiting for a condition ([`until`]).
+//! What all tests share: a place of their own ([`TestEnv`]) on each engine ([`on_every_engine`]), Docker's command line
+//! ([`docker`]), processes ([`process`]), SQL ([`query`]), and waiting for a condition ([`until`]).
 
 pub(crate) mod docker;
+mod engine;
 mod environment;
+pub(crate) mod native;
 mod outcome;
+pub(crate) mod process;
+pub(crate) mod skipped;
 mod sql;
 
+pub(crate) use engine::{ONE_SERVER, TestEngine, on_every_engine, run_on};
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
 pub(crate) use sql::{Session, one, query, try_query};

@@ -26,19 +26,11 @@ pub(crate) async fn docker() -> Option<DockerConnection> {
     }
 }
 
-/// Says that a test does not run because Docker or an image is missing, or fails it where Docker is required.
-pub(crate) fn skip(reason: &str) {
-    assert!(variable("TFDEV_REQUIRE_DOCKER").is_none_or(|value| value != "1"), "{reason}");
-    pass_over(reason);
-}
+/// Notes that a test does not run because Docker or an image is missing, or fails it where Docker is required.
+pub(crate) use crate::skipped::skip_without_docker as skip;
 
-/// Says that a test does not run because this machine lacks something other than Docker.
-pub(crate) fn pass_over(reason: &str) {
-    #[expect(clippy::print_stderr, reason = "a skipped test must be seen")]
-    {
-        eprintln!("skipped: {reason}");
-    }
-}
+/// Notes that a test does not run because this machine lacks something other than Docker.
+pub(crate) use crate::skipped::skip as pass_over;
 
 /// An environment variable that steers tests.
 #[expect(clippy::disallowed_methods, reason = "tests are steered from outside, apart from Settings")]

@@ -1,0 +1,230 @@
+//! Every call of an engine fails, stalls until Ctrl-C, and is where tfdev is killed, each before and after its work
+//! (`src/engine/fault.rs`). After each, the next command works, what was there before is there, and nothing is left over.
+
+use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
+
+use serde_json::json;
+use tfdev::engine::fault::{MARK, STEPS};
+
+use crate::support::{ONE_SERVER, Session, TestEngine, TestEnv, finish, one, query, run_on, start, until};
+
+const UP: [&str; 3] = ["up", "--dataset", "small"];
+
+/// The calls that a first `up` makes.
+const FIRST_UP: [&str; 5] = ["observe", "source", "start", "server", "flush"];
+
+/// The calls that an `up` of a stopped instance makes.
+const NEXT_UP: [&str; 4] = ["observe", "source", "start", "server"];
+
+/// The calls that an `up` makes while it cannot log in, and when it must set passwords from beside the server.
+const MENDING_UP: [&str; 2] = ["check_alive", "run"];
+
+/// The calls that `down` makes.
+const DOWN: [&str; 2] = ["stop", "observe"];
+
+/// The calls that `destroy` makes.
+const DESTROY: [&str; 1] = ["destroy"];
+
+/// The calls that `logs` and a `psql` from beside the server make.
+const LOOKING: [&str; 2] = ["logs", "interactive"];
+
+const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
+
+#[test]
+fn every_call_of_an_engine_is_driven_into_every_fault() {
+    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING].concat();
+    assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
+}
+
+/// Each of `steps`, on both sides, with each of `faults`.
+fn cues(steps: &[&'static str], faults: &[&'static str]) -> Vec<[&'static str; 3]> {
+    let both = |step: &&'static str| [[*step, "before"], [*step, "after"]];
+    let points: Vec<_> = steps.iter().flat_map(both).collect();
+    points.iter().flat_map(|[step, side]| faults.iter().map(|fault| [*step, *side, *fault])).collect()
+}
+
+/// Runs a command that comes to its cue, and ends as the cue says.
+#[track_caller]
+fn run_with_fault(env: &TestEnv, arguments: &[&str], cue: [&str; 3]) {
+    let mark = env.state_dir().join(MARK);
+    let _ = std::fs::remove_file(&mark);
+    let mut command = env.command(arguments);
+    command.env("TFDEV_FAULT", cue.join(":"));
+    if cue[0] == "interactive" {
+        command.env("PATH", env.path("nothing-here"));
+    }
+    let mut running = start(command);
+    if cue[2] == "stall" {
+        until("the stall", || (mark.exists() || running.child.try_wait().unwrap().is_some()).then_some(()));
+        crate::support::process::kill(running.child.id(), "INT");
+    }
+    let outcome = finish(running);
+    assert_eq!(std::fs::read_to_string(&mark).unwrap_or_default(), cue[0], "{cue:?} was not reached: {outcome:?}");
+    match cue[2] {
+        "fail" => drop(outcome.exits(1).says("failed on cue")),
+        "stall" => drop(outcome.exits(130)),
+        _ => assert_eq!(outcome.status.signal(), Some(9), "{outcome:?}"),
+    }
+}
+
+/// How many of the rows that a test wrote are there.
+fn kept(env: &TestEnv) -> String {
+    one(&env.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'")
+}
+
+/// An instance with a row of its own.
+fn with_row(env: &TestEnv) {
+    env.up();
+    query(&env.url(), "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')");
+}
+
+fn first_up(env: &TestEnv, fault: &'static str) {
+    for cue in cues(&FIRST_UP, &[fault]) {
+        run_with_fault(env, &UP, cue);
+        env.up();
+        assert_eq!((env.tasks().as_str(), env.made()), ("50", ONE_SERVER), "{cue:?}");
+        env.run(&["destroy", "--yes"]).ok();
+        env.assert_nothing_left();
+    }
+    // Without an `up` in between: what is half made can be removed.
+    for side in ["before", "after"] {
+        run_with_fault(env, &UP, ["start", side, fault]);
+        env.run(&["destroy", "--yes"]).ok();
+        env.assert_nothing_left();
+        assert_eq!(env.state(), "absent");
+    }
+}
+
+fn next_up(env: &TestEnv) {
+    with_row(env);
+    for cue in cues(&NEXT_UP, &FAULTS) {
+        env.run(&["down"]).ok();
+        run_with_fault(env, &UP, cue);
+        assert_eq!(env.up()["created"], json!(false), "{cue:?}");
+        assert_eq!((kept(env).as_str(), env.made()), ("1", ONE_SERVER), "{cue:?}");
+    }
+}
+
+fn up_that_waits_for_a_login(env: &TestEnv) {
+    with_row(env);
+    let up = env.up();
+    for cue in cues(&["check_alive"], &FAULTS) {
+        let mut session = Session::open(&env.superuser_url(&up["port"], "postgres"));
+        // Whoever logs in reads this table.
+        session.run("BEGIN; LOCK TABLE pg_authid IN ACCESS EXCLUSIVE MODE");
+        run_with_fault(env, &UP, cue);
+        session.run("COMMIT");
+        assert_eq!(env.up()["started"], json!(false), "{cue:?}");
+        assert_eq!(kept(env), "1", "{cue:?}");
+    }
+}
+
+fn up_that_mends_passwords(env: &TestEnv) {
+    with_row(env);
+    let up = env.up();
+    for cue in cues(&["run"], &FAULTS) {
+        let superuser = env.superuser_url(&up["port"], "postgres");
+        query(&superuser, "ALTER ROLE taskflow PASSWORD 'other'; ALTER ROLE postgres PASSWORD 'other'");
+        run_with_fault(env, &UP, cue);
+        env.up();
+        assert_eq!((kept(env).as_str(), one(&superuser, "SELECT 1").as_str()), ("1", "1"), "{cue:?}");
+    }
+}
+
+fn down(env: &TestEnv) {
+    with_row(env);
+    for cue in cues(&DOWN, &FAULTS) {
+        run_with_fault(env, &["down"], cue);
+        env.run(&["down"]).ok();
+        assert_eq!(env.state(), "stopped", "{cue:?}");
+        assert_eq!(env.up()["created"], json!(false), "{cue:?}");
+        assert_eq!((kept(env).as_str(), env.made()), ("1", ONE_SERVER), "{cue:?}");
+    }
+}
+
+fn destroy(env: &TestEnv) {
+    for cue in cues(&DESTROY, &FAULTS) {
+        env.up();
+        run_with_fault(env, &["destroy", "--yes"], cue);
+        // Either can come next: a new start from nothing, or the rest of the removal.
+        if cue[1] == "before" {
+            assert_eq!((env.up()["created"].clone(), env.tasks().as_str()), (json!(false), "50"), "{cue:?}");
+        } else {
+            assert_eq!(env.state(), "absent", "{cue:?}");
+            assert_eq!((env.up()["created"].clone(), env.tasks().as_str()), (json!(true), "50"), "{cue:?}");
+            run_with_fault(env, &["destroy", "--yes"], cue);
+        }
+        env.run(&["destroy", "--yes"]).ok();
+        env.assert_nothing_left();
+    }
+}
+
+fn looking(env: &TestEnv) {
+    with_row(env);
+    for cue in cues(&["logs"], &FAULTS) {
+        run_with_fault(env, &["logs"], cue);
+    }
+    // After it begins, psql has the terminal, and with some engines it has become this process.
+    for fault in ["fail", "kill"] {
+        run_with_fault(env, &["psql", "--", "-c", "SELECT 1"], ["interactive", "before", fault]);
+    }
+    assert_eq!((env.state().as_str(), kept(env).as_str()), ("running", "1"));
+}
+
+/// Makes tests of the cases for one engine. An ordinary user's tfdev takes the same steps as root's.
+macro_rules! steps_on {
+    ($module:ident $engine:ident) => {
+        mod $module {
+            use super::{TestEngine::$engine, run_on};
+
+            #[test]
+            fn a_first_up_goes_on_after_each_step_failed() {
+                run_on($engine, |env| super::first_up(env, "fail"));
+            }
+
+            #[test]
+            fn a_first_up_goes_on_after_each_step_stalled_and_was_interrupted() {
+                run_on($engine, |env| super::first_up(env, "stall"));
+            }
+
+            #[test]
+            fn a_first_up_goes_on_after_a_kill_at_each_step() {
+                run_on($engine, |env| super::first_up(env, "kill"));
+            }
+
+            #[test]
+            fn an_up_of_a_stopped_instance_goes_on_after_a_fault_at_each_step() {
+                run_on($engine, super::next_up);
+            }
+
+            #[test]
+            fn an_up_that_waits_for_a_login_goes_on_after_a_fault() {
+                run_on($engine, super::up_that_waits_for_a_login);
+            }
+
+            #[test]
+            fn an_up_that_mends_passwords_goes_on_after_a_fault() {
+                run_on($engine, super::up_that_mends_passwords);
+            }
+
+            #[test]
+            fn a_down_goes_on_after_a_fault_at_each_step() {
+                run_on($engine, super::down);
+            }
+
+            #[test]
+            fn a_destroy_goes_on_after_a_fault_at_each_step() {
+                run_on($engine, super::destroy);
+            }
+
+            #[test]
+            fn who_only_looks_harms_nothing_by_a_fault() {
+                run_on($engine, super::looking);
+            }
+        }
+    };
+}
+
+steps_on!(docker Docker);
+steps_on!(native Native);
