@@ -123,7 +123,7 @@ fn remove_left_over(folder: &Path, prefix: &str) {
         let name = entry.file_name();
         let name = name.to_string_lossy();
         let unique = name.strip_prefix(prefix).and_then(|rest| rest.strip_suffix(SUFFIX));
-        if !unique.is_some_and(|unique| unique.parse::<uuid::Uuid>().is_ok()) {
+        if unique.is_none_or(|unique| unique.parse::<uuid::Uuid>().is_err()) {
             continue;
         }
         let is_free = File::open(entry.path()).is_ok_and(|file| file.try_lock().is_ok());

@@ -29,11 +29,14 @@ const DESTROY: [&str; 1] = ["destroy"];
 /// The calls that `logs` and a `psql` from beside the server make.
 const LOOKING: [&str; 2] = ["logs", "interactive"];
 
+/// The calls that an export and an import make.
+const MOVING: [&str; 1] = ["stream"];
+
 const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
 
 #[test]
 fn every_call_of_an_engine_is_driven_into_every_fault() {
-    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING].concat();
+    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &MOVING].concat();
     assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
 }
 

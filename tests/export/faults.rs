@@ -1,0 +1,111 @@
+//! Kills in the middle.
+
+use super::dumps::slow_restore;
+use super::{Side, text};
+use crate::support::process::kill;
+use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, query, start, until};
+
+on_every_engine!(a_dump_ends_with_a_tfdev_that_is_killed, a_restore_ends_with_a_tfdev_that_is_killed);
+
+/// How many sessions there are whose application or role is so.
+fn sessions(side: &Side<'_>, condition: &str) -> usize {
+    query(&side.superuser("postgres"), &format!("SELECT pid FROM pg_stat_activity WHERE {condition}")).len()
+}
+
+fn a_dump_ends_with_a_tfdev_that_is_killed(env: &TestEnv) {
+    let side = Side::up(env);
+    let mut watch = side.watch();
+    // pg_dump waits for this lock.
+    let mut locker = Session::open(&side.url());
+    locker.run("BEGIN; LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE");
+    let file = side.file("a.tfsnap");
+    for signal in ["KILL", "INT"] {
+        let running = start(side.command(&["snapshot", "export", text(&file)]));
+        until("pg_dump to wait", || {
+            (sessions(&side, "query ~ '^LOCK TABLE' AND wait_event_type = 'Lock'") == 1).then_some(())
+        });
+        kill(running.child.id(), signal);
+        finish(running);
+        until("pg_dump to end", || {
+            (sessions(&side, "query ~ '^LOCK TABLE' AND wait_event_type = 'Lock'") == 0).then_some(())
+        });
+    }
+    assert!(!file.exists());
+    drop(locker);
+    // What the first one left beside the file is gone with the next one.
+    side.export(&file).ok();
+    let left = std::fs::read_dir(file.parent().unwrap()).unwrap().flatten();
+    let left = left.filter(|entry| entry.file_name().to_string_lossy().ends_with(".partial"));
+    assert_eq!(left.count(), 0);
+    watch.run("SELECT 1");
+}
+
+fn a_restore_ends_with_a_tfdev_that_is_killed(env: &TestEnv) {
+    let side = Side::up(env);
+    let mut watch = side.watch();
+    let (good, slow) = (side.file("good.tfsnap"), side.file("slow.tfsnap"));
+    side.export(&good).ok();
+    slow_restore(&side, &good, &slow);
+    for signal in ["KILL", "INT"] {
+        let running = start(side.command(&["snapshot", "import", text(&slow), "--as", "slow"]));
+        until("pg_restore to sleep", || (sessions(&side, "wait_event = 'PgSleep'") == 1).then_some(()));
+        assert!(!side.files_beside().is_empty());
+        kill(running.child.id(), signal);
+        finish(running);
+        until("pg_restore to end", || (sessions(&side, "usename ~ '_import$'") == 0).then_some(()));
+        until("its file to go", || side.files_beside().is_empty().then_some(()));
+        // The next change removes the database, and the one after it the role.
+        side.import(&good, "good").ok();
+        side.run(&["snapshot", "delete", "good"]).ok();
+        side.run(&["snapshot", "list"]).ok();
+        until("what is left over to go", || {
+            side.run(&["snapshot", "delete", "none"]).exits(4);
+            side.made().is_empty().then_some(())
+        });
+    }
+    watch.run("SELECT 1");
+}
+
+/// Places of the program where it is killed.
+const POINTS: [&str; 6] = [
+    "snapshot.import.intent",
+    "snapshot.import.created",
+    "snapshot.import.copied",
+    "snapshot.import.restored",
+    "snapshot.import.adopted",
+    "snapshot.export.opened",
+];
+
+#[test]
+fn an_import_or_export_that_is_killed_anywhere_leaves_nothing_for_long() {
+    let Some(env) = TestEnv::on(TestEngine::Native) else { return };
+    let side = Side::up(&env);
+    let file = side.file("a.tfsnap");
+    side.export(&file).ok();
+    side.import(&file, "kept").ok();
+    side.run(&["snapshot", "delete", "none"]).exits(4);
+    until("the ready copy", || (side.made().len() == 2).then_some(()));
+    for point in POINTS {
+        let arguments: &[&str] = if point.contains("export") {
+            &["snapshot", "export", "/dev/null/never", "--snapshot", "kept"]
+        } else {
+            &["snapshot", "import", text(&file), "--as", "new"]
+        };
+        let mut command = side.command(arguments);
+        command.env("TFDEV_FAULT_POINT", format!("{point}=kill"));
+        let outcome = finish(start(command));
+        assert_eq!(outcome.status.code(), None, "{point} was not reached: {}", outcome.stderr);
+        until(&format!("nothing to be left over after {point}"), || {
+            side.run(&["snapshot", "delete", "none"]).exits(4);
+            (side.made().len() == 2 && side.files_beside().is_empty()).then_some(())
+        });
+        let open = "SELECT datname FROM pg_database WHERE datallowconn AND datname ~ '^tfdev_s'";
+        assert_eq!(query(&side.superuser("postgres"), open), Vec::<String>::new(), "{point}");
+        side.import(&file, "new").ok();
+        side.run(&["snapshot", "delete", "new"]).ok();
+        until("the ready copy", || {
+            side.run(&["snapshot", "delete", "none"]).exits(4);
+            (side.made().len() <= 2).then_some(())
+        });
+    }
+}
