@@ -31,6 +31,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fault;
+pub mod hooks;
 pub mod image;
 pub mod instance;
 pub mod migrate;

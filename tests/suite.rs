@@ -3,6 +3,7 @@
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
+//! - `hooks` is one database state for each branch of a git repository.
 //! - `native` is what only the native engine has.
 //! - `readme` runs the README's tour.
 //! - `skipped` tells the tests that did not run here, by name.
@@ -16,6 +17,7 @@ mod cli;
 mod contract;
 mod export;
 mod faults;
+mod hooks;
 mod native;
 #[cfg(unix)]
 mod readme;

@@ -119,15 +119,16 @@ impl Snapshots<'_> {
         options: &ExportOptions<'_>,
     ) -> Result<(Manifest, u64)> {
         let admin = self.server.admin_login();
-        let known = details::read(&admin, database, self.options.timeout).await?;
         let login = Login { database: database.to_owned(), ..admin };
         let mut session = Admin::open(&login, self.options.timeout).await?;
         let read = async {
             self.server.prove(&mut session.connection, self.record).await?;
-            outside::read(&mut session.connection).await
+            let known = details::read_without_schema(&mut session.connection).await?;
+            Ok::<_, Error>((known, outside::read(&mut session.connection).await?))
         };
         let read = read.await;
         crate::provision::close(session.connection).await;
+        let (known, outside) = read?;
         let version = known.server_version;
         let manifest = Manifest {
             tfdev: env!("CARGO_PKG_VERSION").to_owned(),
@@ -136,7 +137,7 @@ impl Snapshots<'_> {
             source: options.source.clone(),
             snapshot,
             migration: known.migration,
-            database: read?,
+            database: outside,
             payload: Payload { level: options.level, bytes: 0, compressed_bytes: 0, sha256: String::new() },
         };
         let writer = Writer::create(options.path, options.replace, manifest)?;

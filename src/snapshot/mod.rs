@@ -163,6 +163,20 @@ impl<'a> Snapshots<'a> {
         Ok(admin)
     }
 
+    /// Whether the state before a restore is kept by itself.
+    pub fn keeps_automatic(&self) -> bool {
+        self.options.auto > 0
+    }
+
+    /// The number of the project's database, which is another one after a restore or reset.
+    pub async fn database_number(&self) -> Result<i64> {
+        let mut admin = self.open().await?;
+        let found = crate::pg::clone::find(&mut admin.connection, self.database()).await;
+        crate::provision::close(admin.connection).await;
+        let missing = || Error::new(ErrorKind::NotFound, format!("there is no database `{}`", self.database()));
+        Ok(found?.ok_or_else(missing)?.oid)
+    }
+
     /// What is kept, and what is left over. Changes nothing and waits for nobody.
     pub async fn overview(&self) -> Result<Overview> {
         let mut admin = self.open().await?;

@@ -5,6 +5,15 @@ use super::{Side, text};
 use crate::support::process::kill;
 use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, query, start, until};
 
+/// Waits until there is the snapshot `kept` with a ready copy, and nothing else: one command has what was left over
+/// dropped, the next one removes the role.
+fn until_tidy(side: &Side<'_>) {
+    until("what is left over to go", || {
+        side.run(&["snapshot", "rename", "kept", "kept"]).ok();
+        (side.made().len() == 2 && side.files_beside().is_empty()).then_some(())
+    });
+}
+
 on_every_engine!(a_dump_ends_with_a_tfdev_that_is_killed, a_restore_ends_with_a_tfdev_that_is_killed);
 
 /// How many sessions there are whose application or role is so.
@@ -46,6 +55,8 @@ fn a_restore_ends_with_a_tfdev_that_is_killed(env: &TestEnv) {
     let (good, slow) = (side.file("good.tfsnap"), side.file("slow.tfsnap"));
     side.export(&good).ok();
     slow_restore(&side, &good, &slow);
+    side.import(&good, "kept").ok();
+    until_tidy(&side);
     for signal in ["KILL", "INT"] {
         let running = start(side.command(&["snapshot", "import", text(&slow), "--as", "slow"]));
         until("pg_restore to sleep", || (sessions(&side, "wait_event = 'PgSleep'") == 1).then_some(()));
@@ -54,14 +65,7 @@ fn a_restore_ends_with_a_tfdev_that_is_killed(env: &TestEnv) {
         finish(running);
         until("pg_restore to end", || (sessions(&side, "usename ~ '_import$'") == 0).then_some(()));
         until("its file to go", || side.files_beside().is_empty().then_some(()));
-        // The next change removes the database, and the one after it the role.
-        side.import(&good, "good").ok();
-        side.run(&["snapshot", "delete", "good"]).ok();
-        side.run(&["snapshot", "list"]).ok();
-        until("what is left over to go", || {
-            side.run(&["snapshot", "delete", "none"]).exits(4);
-            side.made().is_empty().then_some(())
-        });
+        until_tidy(&side);
     }
     watch.run("SELECT 1");
 }
@@ -83,8 +87,7 @@ fn an_import_or_export_that_is_killed_anywhere_leaves_nothing_for_long() {
     let file = side.file("a.tfsnap");
     side.export(&file).ok();
     side.import(&file, "kept").ok();
-    side.run(&["snapshot", "delete", "none"]).exits(4);
-    until("the ready copy", || (side.made().len() == 2).then_some(()));
+    until_tidy(&side);
     for point in POINTS {
         let arguments: &[&str] = if point.contains("export") {
             &["snapshot", "export", "/dev/null/never", "--snapshot", "kept"]
@@ -95,17 +98,11 @@ fn an_import_or_export_that_is_killed_anywhere_leaves_nothing_for_long() {
         command.env("TFDEV_FAULT_POINT", format!("{point}=kill"));
         let outcome = finish(start(command));
         assert_eq!(outcome.status.code(), None, "{point} was not reached: {}", outcome.stderr);
-        until(&format!("nothing to be left over after {point}"), || {
-            side.run(&["snapshot", "delete", "none"]).exits(4);
-            (side.made().len() == 2 && side.files_beside().is_empty()).then_some(())
-        });
+        until_tidy(&side);
         let open = "SELECT datname FROM pg_database WHERE datallowconn AND datname ~ '^tfdev_s'";
         assert_eq!(query(&side.superuser("postgres"), open), Vec::<String>::new(), "{point}");
         side.import(&file, "new").ok();
         side.run(&["snapshot", "delete", "new"]).ok();
-        until("the ready copy", || {
-            side.run(&["snapshot", "delete", "none"]).exits(4);
-            (side.made().len() <= 2).then_some(())
-        });
+        until_tidy(&side);
     }
 }

@@ -350,9 +350,13 @@ impl Engine for DockerEngine {
                 ),
             )
             .hint(
-                "another image may sort text in another way, which breaks indexes; dump the data with `pg_dump` first",
+                "another image may sort text in another way, which breaks indexes; write the data to a file first: \
+                 `tfdev snapshot export moved.tfsnap`",
             )
-            .hint(format!("then `tfdev destroy` and `tfdev up`; or go on with `--image {last}`")));
+            .hint(format!(
+                "then `tfdev destroy`, `tfdev up`, `tfdev snapshot import moved.tfsnap` and `tfdev snapshot restore \
+                 moved`; or go on with `--image {last}`"
+            )));
         }
         Ok(Source { name: image.reference, id: image.id })
     }
