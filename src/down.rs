@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::error::Result;
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceLock};
 
 /// What `down` did.
@@ -74,6 +75,7 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "down", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?.engine;
+        identity::check(instance, engine.as_ref(), events).await?;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
         let observed = engine.observe().await?;
@@ -93,6 +95,7 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?.engine;
+        identity::check(instance, engine.as_ref(), events).await?;
         events.started(format!("Removing {}", instance.container_name()));
         let removed = engine.destroy().await?;
         instance.remove_state_dir()?;

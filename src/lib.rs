@@ -14,6 +14,7 @@
 //!   machine (and, in debug builds, one file that wraps any of them and fails on cue); [`image`] is what the Docker engine runs.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
+//! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
@@ -32,6 +33,7 @@ pub mod error;
 pub mod event;
 pub mod fault;
 pub mod hooks;
+pub mod identity;
 pub mod image;
 pub mod instance;
 pub mod migrate;

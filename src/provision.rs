@@ -7,7 +7,8 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Result};
+use crate::identity::Claim;
 use crate::instance::{Instance, Password};
 use crate::pg::{quote, scram};
 use crate::server::{Server, Tenancy};
@@ -23,10 +24,6 @@ pub struct Provision<'a> {
     /// The server, with the roles and databases that it is to have.
     pub server: &'a Server,
 }
-
-/// Finds the identity that a server carries, for a psql beside it; prints nothing if there is none.
-pub const MARKER_QUERY: &str = "SELECT to_regclass('tfdev.instance') IS NOT NULL AS marked \\gset\n\
-                                \\if :marked\nSELECT id FROM tfdev.instance;\n\\endif\n";
 
 /// What is sent before any statement that holds a verifier. A message of its own: a message's text is logged before any
 /// of it runs. The session is closed afterwards.
@@ -55,8 +52,8 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
         .execute(&mut *connection)
         .await
         .or_failed(|| "cannot set up the new server: a session of a tfdev that was killed is still at it")?;
-    if let Some(other) = marker(connection).await?.filter(|id| *id != wanted.id) {
-        return Err(not_ours(wanted.id, other));
+    if let Some(claim) = Claim::read(connection).await? {
+        claim.check(wanted.id)?;
     }
     sqlx::raw_sql(AssertSqlSafe(script(wanted)?)).execute(&mut *connection).await.or_failed(what)?;
     let row = sqlx::query(
@@ -83,31 +80,6 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
     Ok(identifier.cast_unsigned())
 }
 
-/// The identity that the server carries, if it carries one. `connection` is the superuser's, to the database `postgres`.
-pub async fn marker(connection: &mut PgConnection) -> Result<Option<Uuid>> {
-    let what = || "cannot read the server's identity";
-    let row = sqlx::raw_sql("SELECT to_regclass('tfdev.instance') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await
-        .or_failed(what)?;
-    if !row.try_get::<bool, _>(0).or_failed(what)? {
-        return Ok(None);
-    }
-    let rows = sqlx::raw_sql("SELECT id::text FROM tfdev.instance").fetch_all(connection).await.or_failed(what)?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let text: String = row.try_get(0).or_failed(what)?;
-    text.parse().map(Some).or_failed(what)
-}
-
-/// The error for a server that belongs to another instance.
-pub fn not_ours(expected: Uuid, found: Uuid) -> Error {
-    Error::new(
-        ErrorKind::Refused,
-        format!("the server that answers carries the identity {found}, and this instance is {expected}"),
-    )
-    .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
-}
-
 /// One transaction: marker, passwords and role. A plain `DO` body has no parameters, so everything is quoted.
 fn script(wanted: &Provision<'_>) -> Result<String> {
     Ok(format!(
@@ -119,7 +91,9 @@ fn script(wanted: &Provision<'_>) -> Result<String> {
              instance text NOT NULL,
              created_at timestamptz NOT NULL DEFAULT now()
          );
-         INSERT INTO tfdev.instance (id, project, instance) VALUES ({id}, {project}, {name}) ON CONFLICT DO NOTHING;
+         ALTER TABLE tfdev.instance ADD COLUMN IF NOT EXISTS system_identifier bigint;
+         INSERT INTO tfdev.instance (id, project, instance, system_identifier)
+             SELECT {id}, {project}, {name}, system_identifier FROM pg_control_system() ON CONFLICT DO NOTHING;
          {roles}
          COMMIT",
         id = quote::literal(&wanted.id.to_string())?,

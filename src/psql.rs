@@ -4,10 +4,12 @@
 
 use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::provision;
 use crate::server::Running;
 
 /// Variables that would send psql elsewhere, or change what it sends.
@@ -17,6 +19,9 @@ const UNWANTED: [&str; 8] =
 /// Runs psql with `arguments` on the settled instance, and gives its exit status.
 pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) -> Result<ExitCode> {
     let running = Running::find(settings, events).await?;
+    // What is typed there writes too.
+    let timeout = Duration::from_secs(settings.timeout_seconds.value);
+    provision::close(running.connect(timeout).await?).await;
     let pgpass = running.write_pgpass()?;
     let server = &running.server;
     let mut command = Command::new("psql");

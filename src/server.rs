@@ -14,6 +14,7 @@ use crate::config::Settings;
 use crate::engine::{self, Endpoint, Engine, Observed, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceRecord, Password, PgpassEntry, Secrets};
 use crate::pg::{self, Login, Tls};
 use crate::seed::SeedOutcome;
@@ -180,6 +181,7 @@ impl Running {
         else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
+        identity::check_record(&instance, Some(&record), &observed)?;
         let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
         Ok(Self { instance, engine, observed, record, server })
     }
@@ -210,9 +212,12 @@ impl Running {
 
     /// Logs in as the ordinary role and proves whose server it is.
     pub async fn connect(&self, timeout: Duration) -> Result<PgConnection> {
+        if self.record.system_identifier.is_none() {
+            return Err(identity::unknown(&self.instance));
+        }
         let login = self.server.login();
-        let mut connection =
-            pg::connect(&login, Instant::now() + timeout).await.map_err(|error| error.into_error(&login))?;
+        let connected = pg::connect(&login, Instant::now() + timeout).await;
+        let mut connection = connected.map_err(|error| identity::login_failed(error, &login))?;
         self.server.prove(&mut connection, &self.record).await?;
         Ok(connection)
     }
@@ -230,7 +235,8 @@ impl Server {
                 ErrorKind::Refused,
                 format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
             )
-            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")),
+            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
+            .hint("if it is a copy of this instance's data, load a dump of it instead: `tfdev up`, then `tfdev psql`")),
             _ => Ok(()),
         }
     }

@@ -47,6 +47,8 @@ pub struct StatusReport {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not.
+    pub limits_reason: Option<String>,
     /// The host on which the server answers.
     pub host: Option<String>,
     /// The port on which the server answers.
@@ -147,6 +149,7 @@ impl StatusReport {
             started: false,
             parts: observed.parts.clone(),
             limits_enforced: observed.limits_enforced,
+            limits_reason: observed.limits_reason.clone(),
             host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
             port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
             database: settings.database.name.value.clone(),

@@ -118,6 +118,10 @@ pub enum Command {
     Completions(completions::Completions),
     /// Print the manual pages
     Man(man::Man),
+    /// Write the log of a server of the native engine, which starts this by itself
+    #[cfg(unix)]
+    #[command(hide = true)]
+    WriteLog,
 }
 
 impl Command {

@@ -9,6 +9,7 @@ mod exit;
 mod output;
 mod progress;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -64,10 +65,13 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         // These need no project.
         Command::Completions(command) => return commands::completions::run(&command, output),
         Command::Man(command) => return commands::man::run(&command, output),
+        #[cfg(unix)]
+        Command::WriteLog => return commands::write_log::run(),
         _ => {}
     }
     let flags = args::flags(matches, &arguments.global)?;
-    let settings = Settings::resolve(&flags, &Environment::read()?)?;
+    let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    settings.own_program = own_program();
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
     // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.
@@ -89,6 +93,13 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     // A blocking read of the terminal must not keep the program from ending.
     runtime.shutdown_background();
     result
+}
+
+/// This program, for another process of it. Linux finds it also after it was replaced, and in a folder that another user
+/// cannot reach into.
+fn own_program() -> Option<PathBuf> {
+    let itself = PathBuf::from("/proc/self/exe");
+    if itself.exists() { Some(itself) } else { std::env::current_exe().ok() }
 }
 
 /// Waits for Ctrl-C or, where there is such a thing, for SIGTERM.

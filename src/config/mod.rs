@@ -25,6 +25,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 #[cfg(all(debug_assertions, unix))]
@@ -216,6 +217,8 @@ pub struct Settings {
     pub image: Option<Setting<String>>,
     /// Where Docker is.
     pub docker: DockerEnvironment,
+    /// `docker.publish`: the address of Docker's machine that the port is published on.
+    pub docker_publish: Option<Setting<IpAddr>>,
     /// `native.bin_dir`.
     pub native_bin_dir: Option<Setting<PathBuf>>,
     /// `native.user`.
@@ -251,6 +254,8 @@ pub struct Settings {
     /// When the engine is to fail, for tests (`crate::engine::fault`).
     #[cfg(debug_assertions)]
     pub fault: Option<String>,
+    /// The program of tfdev, if that is what this process runs: the native engine has it write the server's log.
+    pub own_program: Option<PathBuf>,
     /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
     /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,

@@ -34,6 +34,12 @@ fn is_key_character(character: char) -> bool {
     is_lower_or_digit(character) || matches!(character, '_' | '-')
 }
 
+/// Checks an address to listen on.
+pub(super) fn address(text: &str) -> Result<(), Fault> {
+    let expected = "an address such as \"127.0.0.1\", or \"0.0.0.0\" for all";
+    text.parse::<std::net::IpAddr>().map(drop).map_err(|_| Fault::expected(expected, format_args!("{text:?}")))
+}
+
 /// Checks a project's key.
 pub(super) fn project_key(text: &str) -> Result<(), Fault> {
     if is_made_of(text, LONGEST_PROJECT, is_lower_or_digit, is_key_character) {

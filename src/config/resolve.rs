@@ -114,6 +114,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         },
         image: optional("docker.image"),
         docker: environment.docker.clone(),
+        docker_publish: optional("docker.publish").map(|setting| setting.map(|text| text.parse().expect(CHECKED))),
         native_bin_dir: path("native.bin_dir"),
         native_user: optional("native.user"),
         external_url: optional("external.url"),
@@ -140,6 +141,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         search_path: environment.search_path.clone(),
         #[cfg(debug_assertions)]
         fault: super::environment::fault(),
+        own_program: None,
         listing: Vec::new(),
         project_dir: project_dir.value.clone(),
     };

@@ -138,6 +138,8 @@ pub struct Observed {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not, in words.
+    pub limits_reason: Option<String>,
     /// Why the server is not running, in words.
     pub reason: Option<String>,
 }

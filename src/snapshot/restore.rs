@@ -82,7 +82,7 @@ impl Snapshots<'_> {
         // Copies of the snapshot that is the project's database now are of no use.
         let copies: Vec<i64> = work.rows.iter().filter(|row| row.parent == Some(newest.id)).map(|row| row.id).collect();
         registry::set_stage(&mut work.admin.connection, &copies, Stage::Dropping).await?;
-        work.drop_later(&copies);
+        work.drop_later(&copies).await;
         work.finish().await;
         Ok(Restored {
             name: newest.name,

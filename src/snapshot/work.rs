@@ -195,11 +195,18 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Notes rows that are marked to go; [`Work::finish`] has their databases dropped.
-    pub(super) fn drop_later(&mut self, ids: &[i64]) {
-        let doomed = self.rows.iter().filter(|row| ids.contains(&row.id) && row.exists);
-        self.drops.extend(doomed.cloned());
-        self.rows.retain(|row| !ids.contains(&row.id));
+    /// Takes rows that are marked to go from the others; [`Work::finish`] has their databases dropped. A copy that the
+    /// server is still making ends here.
+    pub(super) async fn drop_later(&mut self, ids: &[i64]) {
+        let (mut doomed, kept): (Vec<Row>, Vec<Row>) =
+            std::mem::take(&mut self.rows).into_iter().partition(|row| ids.contains(&row.id));
+        self.rows = kept;
+        for row in &mut doomed {
+            if let Err(error) = end_worker(&mut self.helper.connection, row).await {
+                self.on.events.detail(format!("left to the next command: {error}"));
+            }
+        }
+        self.drops.extend(doomed);
     }
 
     /// Has a ready copy made of `parent`, if there are to be any, in the place of that of another one.
@@ -220,7 +227,7 @@ impl<'a> Work<'a> {
         let outdated: Vec<i64> =
             if self.on.options.standby { other } else { [same, other].concat() }.iter().map(|row| row.id).collect();
         registry::set_stage(&mut self.admin.connection, &outdated, Stage::Dropping).await?;
-        self.drop_later(&outdated);
+        self.drop_later(&outdated).await;
         if !wanted {
             return Ok(());
         }

@@ -7,6 +7,8 @@ mod environment;
 pub(crate) mod native;
 mod outcome;
 pub(crate) mod process;
+#[cfg(target_os = "linux")]
+pub(crate) mod remote;
 pub(crate) mod skipped;
 mod sql;
 

@@ -19,6 +19,8 @@ pub(super) mod snapshot;
 pub(super) mod status;
 pub(super) mod up;
 pub(super) mod url;
+#[cfg(unix)]
+pub(super) mod write_log;
 
 use std::process::ExitCode;
 
@@ -48,6 +50,8 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Init(command) => init::run(&command, session)?,
         Command::Completions(command) => return completions::run(&command, &session.output),
         Command::Man(command) => return man::run(&command, &session.output),
+        #[cfg(unix)]
+        Command::WriteLog => return write_log::run(),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -3,7 +3,8 @@
 //! ```text
 //! <state folder of the instance>/native/   ours alone
 //!     server.json                          what the server was started with, and where its home is
-//!     server.log, server.log.1 …           what it wrote (log.rs)
+//!     limits.json                          the control groups that it is in (limits/)
+//!     log/server.log, log/server.log.1 …   what it wrote (log/): a folder of the server's user
 //! <home>/
 //!     data/                                the data folder, with the marker of the instance
 //!     tfdev.conf, pg_hba.conf, server.*    settings, which data/postgresql.conf includes
@@ -145,9 +146,14 @@ impl Place {
         self.home.join("files")
     }
 
-    /// The server's log.
-    pub(super) fn log(&self) -> PathBuf {
-        self.records.join("server.log")
+    /// The folder of the server's log.
+    pub(super) fn log_dir(&self) -> PathBuf {
+        self.records.join("log")
+    }
+
+    /// Tells this server apart from all others of this machine.
+    pub(super) fn name(&self) -> String {
+        hexadecimal(&Sha256::digest(self.records.as_os_str().as_encoded_bytes())[..8])
     }
 
     /// The folder of the server's socket: in the home if its path is short enough, else in `runtime_dir` or `/tmp`.
@@ -178,8 +184,8 @@ impl Place {
         own_folder(&self.home, mode, geteuid().as_raw()).map(drop)
     }
 
-    /// Makes a folder that is open to the server's user alone.
-    pub(super) fn create_folder_of_server(folder: &Path, account: Account) -> Result<()> {
+    /// Makes a folder that is open to the server's user alone: that of the socket, the log or files for programs.
+    pub(super) fn create_folder_for(folder: &Path, account: Account) -> Result<()> {
         let own = geteuid().as_raw();
         // A kill may have come between making it and giving it away.
         let made = match fs::symlink_metadata(folder) {
