@@ -110,6 +110,9 @@ pub struct Payload {
     pub sha256: String,
 }
 
+/// More than any database that fits a machine for development, in bytes; sums of such numbers do not overflow.
+const LARGEST: u64 = 1 << 50;
+
 impl Payload {
     /// What is not known yet. Nothing that is known later is longer in JSON.
     pub(super) fn unknown(level: i32) -> Self {
@@ -131,6 +134,9 @@ impl Manifest {
                 .hint("a dump cannot go back to an older server"));
             }
             Some(_) => {}
+        }
+        if self.payload.bytes.max(self.database.size_bytes) > LARGEST {
+            return Err(Error::bad_input("it says that its database is larger than any database can be"));
         }
         for text in self.texts() {
             let unprintable = |letter: char| letter.is_control() && !matches!(letter, '\n' | '\t');

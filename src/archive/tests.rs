@@ -209,6 +209,10 @@ fn what_is_newer_or_not_ours_says_so() {
     says("is of PostgreSQL 16.1");
     forged(&path, &payload, |manifest| manifest.source.project = "\u{1b}[2J".into());
     says("not printable");
+    forged(&path, &payload, |manifest| manifest.payload.bytes = u64::MAX);
+    says("larger than any database");
+    forged(&path, &payload, |manifest| manifest.database.size_bytes = u64::MAX);
+    says("larger than any database");
     forged(&path, &payload, |manifest| manifest.payload.compressed_bytes = u64::MAX);
     says("is damaged");
     std::fs::write(&path, b"PGDMP\x01\x0e\x00").unwrap();

@@ -33,9 +33,9 @@ impl Writer {
         if !replace && path.symlink_metadata().is_ok_and(|found| !found.is_dir()) {
             return Err(partial_file::exists(path));
         }
-        let level = manifest.payload.level;
-        manifest.payload = Payload::unknown(level);
+        manifest.payload.bytes = 0;
         manifest.check()?;
+        manifest.payload = Payload::unknown(manifest.payload.level);
         let text = serde_json::to_vec(&manifest).or_failed(|| "cannot write the manifest")?;
         if text.len() > LARGEST_MANIFEST {
             return Err(Error::failed("the database has more settings and privileges than an export can hold"));
@@ -45,7 +45,7 @@ impl Writer {
         let mut file = BufWriter::with_capacity(256 * 1024, target.file()?);
         file.write_all(&frame(&text)).or_failed(unwritable)?;
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let mut encoder = Encoder::new(Hashing::new(file), level).or_failed(unwritable)?;
+        let mut encoder = Encoder::new(Hashing::new(file), manifest.payload.level).or_failed(unwritable)?;
         encoder.include_checksum(true).or_failed(unwritable)?;
         encoder.multithread(u32::try_from(threads).unwrap_or(1)).or_failed(unwritable)?;
         Ok(Self { target, manifest, manifest_bytes: text.len(), encoder, bytes: 0, replace })

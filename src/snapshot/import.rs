@@ -233,7 +233,7 @@ impl Work<'_> {
         fault::point("snapshot.import.copied").await;
         let output = program.finish().await?;
         if output.exit_code == 0 {
-            return Ok(());
+            return self.analyze(*engine, &conninfo, &jobs).await;
         }
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         let full = words.contains("No space left on device");
@@ -249,6 +249,18 @@ impl Work<'_> {
         Err(Error::bad_input(format!("the dump in `{}` cannot be restored", path.display()))
             .hint("nothing was changed; an import runs as an ordinary role, which cannot make what needs a superuser")
             .caused_by(words))
+    }
+
+    /// Takes the statistics, which a dump has none of; quick at any size, and an application would miss them. It may run
+    /// functions of the dump, so this too is for the role of the import.
+    async fn analyze(&self, engine: &dyn Engine, conninfo: &str, jobs: &str) -> Result<()> {
+        let command = ["vacuumdb", "--analyze-only", "--quiet", "--no-password", "--jobs", jobs, "--dbname", conninfo];
+        let output = engine.stream(&command, Input::None).await?.finish().await?;
+        if output.exit_code != 0 {
+            let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+            self.on.events.detail(format!("no statistics were taken of what was restored: {words}"));
+        }
+        Ok(())
     }
 
     /// Gives what was restored to the project's role, and to the database what a dump omits. Returns what was left out.
@@ -274,10 +286,7 @@ impl Work<'_> {
         let connected = crate::pg::connect(&login, Instant::now() + limit).await;
         let mut connection = connected.map_err(|error| error.into_error(&login))?;
         let given = outside::apply(&mut connection, &row.database, &owner.name, &restoring.manifest.database).await;
-        // Statistics, which a dump has none of; quick at any size, and an application would miss them.
-        let analyzed = sqlx::raw_sql("ANALYZE").execute(&mut connection).await;
         crate::provision::close(connection).await;
-        analyzed.or_failed(|| "cannot take the statistics of what was restored")?;
         given
     }
 

@@ -90,6 +90,8 @@ pub(super) async fn apply(
     owner: &str,
     wanted: &Database,
 ) -> Result<Vec<String>> {
+    let what = || "cannot set what belongs to the database";
+    sqlx::raw_sql("SET search_path = pg_catalog").execute(&mut *connection).await.or_failed(what)?;
     let mut left_out = Vec::new();
     let wanted = owned_by(owner, wanted);
     let empty = Properties {

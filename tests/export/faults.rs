@@ -70,8 +70,8 @@ fn a_restore_ends_with_a_tfdev_that_is_killed(env: &TestEnv) {
     watch.run("SELECT 1");
 }
 
-/// Places of the program where it is killed.
-const POINTS: [&str; 6] = [
+/// Places of the program where it is killed (`src/fault.rs`).
+pub(crate) const POINTS: [&str; 6] = [
     "snapshot.import.intent",
     "snapshot.import.created",
     "snapshot.import.copied",

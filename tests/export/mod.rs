@@ -8,6 +8,8 @@ mod faults;
 mod hostile;
 mod round_trip;
 
+pub(crate) use faults::POINTS;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,7 +1,7 @@
 //! What comes back is what went in.
 
 use super::{Side, fingerprint, text};
-use crate::support::{TestEngine, TestEnv, query, try_query};
+use crate::support::{TestEngine, TestEnv, query, try_query, until};
 
 /// Roles of the server, which no file holds.
 const ROLES: &str = "CREATE ROLE \"the reader\"; CREATE ROLE writer";
@@ -32,7 +32,7 @@ const RICH: &str = r#"
     ALTER DEFAULT PRIVILEGES REVOKE EXECUTE ON FUNCTIONS FROM PUBLIC;
     COMMENT ON DATABASE taskflow IS 'it''s \ rich'; GRANT CREATE ON DATABASE taskflow TO writer;
     REVOKE TEMPORARY ON DATABASE taskflow FROM PUBLIC; ALTER DATABASE taskflow CONNECTION LIMIT 17;
-    ALTER DATABASE taskflow SET search_path = public, "Other ""schema"""; ALTER DATABASE taskflow SET taskflow.silent = 'on';
+    ALTER DATABASE taskflow SET search_path = public, "Other ""schema"""; ALTER DATABASE taskflow SET timezone = 'Asia/Tokyo';
     ALTER ROLE taskflow IN DATABASE taskflow SET work_mem = '5MB'
 "#;
 
@@ -76,7 +76,7 @@ fn a_database_moves_from_engine_to_engine_and_back_whole() {
     for side in [&here, &there] {
         let open = "SELECT datname FROM pg_database WHERE datallowconn AND datname ~ '^tfdev_s'";
         assert_eq!(query(&side.superuser("postgres"), open), Vec::<String>::new());
-        assert_eq!(side.files_beside(), Vec::<String>::new());
+        until("files to go", || side.files_beside().is_empty().then_some(()));
     }
     watch.run("SELECT 1");
     other_watch.run("SELECT 1");

@@ -175,6 +175,21 @@ fn looking(env: &TestEnv) {
     assert_eq!((env.state().as_str(), kept(env).as_str()), ("running", "1"));
 }
 
+fn moving(env: &TestEnv) {
+    with_row(env);
+    let whole = env.path("whole.tfsnap");
+    let (whole, file) = (whole.to_str().unwrap(), env.path("cut.tfsnap"));
+    env.run(&["snapshot", "export", whole]).ok();
+    for cue in cues(&MOVING, &FAULTS) {
+        run_with_fault(env, &["snapshot", "export", file.to_str().unwrap()], cue);
+        assert!(!file.exists(), "{cue:?}");
+        run_with_fault(env, &["snapshot", "import", whole, "--as", "cut"], cue);
+        env.run(&["snapshot", "import", whole, "--as", "cut"]).ok();
+        env.run(&["snapshot", "delete", "cut"]).ok();
+    }
+    assert_eq!(kept(env), "1");
+}
+
 /// Makes tests of the cases for one engine. An ordinary user's tfdev takes the same steps as root's.
 macro_rules! steps_on {
     ($module:ident $engine:ident) => {
@@ -219,6 +234,11 @@ macro_rules! steps_on {
             #[test]
             fn a_destroy_goes_on_after_a_fault_at_each_step() {
                 run_on($engine, super::destroy);
+            }
+
+            #[test]
+            fn an_export_and_an_import_go_on_after_a_fault() {
+                run_on($engine, super::moving);
             }
 
             #[test]
