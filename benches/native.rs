@@ -78,7 +78,7 @@ impl ByHand {
         Ok(Self {
             programs: program.parent().ok_or("the server's program is in no folder")?.to_owned(),
             owner: (found.uid(), found.gid()),
-            settings: settings.lines().filter(own).map(|line| format!("{line}\n")).collect(),
+            settings: settings.lines().filter(own).flat_map(|line| [line, "\n"]).collect(),
         })
     }
 

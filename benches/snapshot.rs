@@ -72,10 +72,10 @@ fn measure(world: &World, names: &Names, rounds: usize, fill: Option<&str>) -> O
     }
     // One automatic snapshot is enough here: the large database and three copies of the state before would not fit.
     let with = |standby: bool| {
-        let file = world.file("project/tfdev.toml");
-        let text = fs::read_to_string(&file)?;
+        let project = world.file("project/tfdev.toml");
+        let text = fs::read_to_string(&project)?;
         let head = text.split("\n[snapshots]").next().unwrap_or_default().trim_end();
-        fs::write(&file, format!("{head}\n[snapshots]\nauto = 1\nstandby = {standby}\n"))
+        fs::write(&project, format!("{head}\n[snapshots]\nauto = 1\nstandby = {standby}\n"))
     };
     with(true)?;
     for round in 1..=rounds {

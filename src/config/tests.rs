@@ -23,6 +23,7 @@ port = "auto"                   # auto: 5432 if free, else assigned and kept; or
 
 [docker]
 image = "postgres:15-alpine"
+publish = "127.0.0.1"
 
 [native]
 bin_dir = "/usr/lib/postgresql/15/bin"
@@ -166,7 +167,7 @@ fn the_example_of_the_reference_is_taken() {
     assert_eq!(settings.migrations_dir.unwrap().value, world.project().join("migrations"));
     assert_eq!(settings.profiles["perf"].extends.as_ref().unwrap().value, "prod");
     assert_eq!(settings.profiles["perf"].settings["random_page_cost"].value, "1.1");
-    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(28));
+    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(29));
     // Every key of the table that may stand in a file is in the example, so neither forgets one.
     let table: toml::Table = toml::from_str(REFERENCE_EXAMPLE).unwrap();
     for key in KEYS.iter().filter(|key| !matches!(key.place, Place::Flag(_))) {

@@ -80,7 +80,7 @@ struct World {
 
 impl World {
     fn snapshots(&self) -> Snapshots<'_> {
-        let standby = self.log.len() % 3 != 0;
+        let standby = !self.log.len().is_multiple_of(3);
         Snapshots::new(&self.server, &self.record, Options { standby, ..options() }, &self.events)
     }
 

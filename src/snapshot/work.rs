@@ -32,6 +32,8 @@ pub(super) struct Work<'a> {
     pub(super) rows: Vec<Row>,
     /// Databases to be dropped once all else is done.
     drops: Vec<Row>,
+    /// The room that is left by the copies of this change, if it was measured.
+    room: Option<Room>,
 }
 
 impl<'a> Work<'a> {
@@ -41,7 +43,7 @@ impl<'a> Work<'a> {
         registry::lock(&mut admin, on.options.timeout, on.events).await?;
         fault::point("snapshot.locked").await;
         registry::create(&mut admin.connection).await?;
-        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new() };
+        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None };
         work.reload().await?;
         work.sweep().await?;
         work.sweep_transfers().await?;
@@ -82,10 +84,9 @@ impl<'a> Work<'a> {
                 row.exists = clone::find(&mut self.helper.connection, &row.database).await?.is_some();
             }
             match (row.stage, row.exists, row.worker) {
-                (Stage::Building, false, Some(_)) | (Stage::Ready, true, _) => {}
+                (Stage::Building, false, Some(_)) | (Stage::Ready | Stage::Dropping, true, _) => {}
                 (Stage::Building, true, _) if row.kind == Kind::Standby => whole.push(row.id),
                 (Stage::Building, true, _) => doomed.push(row.id),
-                (Stage::Dropping, true, _) => {}
                 (Stage::Ready, false, _) => {
                     if row.is_named() {
                         self.on.events.warning(format!("{} is gone: something dropped its database", row.title()));
@@ -114,6 +115,7 @@ impl<'a> Work<'a> {
         let limit = self.on.options.limit_bytes;
         let mut room = Room::measure(&mut self.admin, limit).await?;
         if room.missing(needed) == 0 {
+            self.room = Some(room.without(needed));
             return Ok(());
         }
         let standbys = self.rows.iter().filter(|row| row.kind == Kind::Standby && Some(row.id) != keep);
@@ -123,6 +125,7 @@ impl<'a> Work<'a> {
             self.drop_now(&row).await?;
             room = Room::measure(&mut self.admin, limit).await?;
             if room.missing(needed) == 0 {
+                self.room = Some(room.without(needed));
                 return Ok(());
             }
         }
@@ -171,8 +174,9 @@ impl<'a> Work<'a> {
         let mut names: Vec<&str> = closed.iter().map(|session| session.application.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let named: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
-        let whose = if named.is_empty() { String::new() } else { format!(" of {}", named.join(", ")) };
+        let programs: Vec<_> =
+            names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
+        let whose = if programs.is_empty() { String::new() } else { format!(" of {}", programs.join(", ")) };
         let sessions = if closed.len() == 1 { "session" } else { "sessions" };
         self.on.events.note(format!("Closed {} {sessions}{whose} in `{}`", closed.len(), self.on.database()));
     }
@@ -231,7 +235,10 @@ impl<'a> Work<'a> {
         if !wanted {
             return Ok(());
         }
-        let room = Room::measure(&mut self.admin, self.on.options.limit_bytes).await?;
+        let room = match self.room {
+            Some(room) => room,
+            None => Room::measure(&mut self.admin, self.on.options.limit_bytes).await?,
+        };
         if room.missing(parent.details.size) > 0 {
             self.on.events.detail("there is no room for a ready copy, so the next restore copies first");
             return Ok(());

@@ -118,7 +118,7 @@ fn what_would_not_fit_is_refused_with_what_could_go(env: &TestEnv) {
     let before = rows(env);
     wait_for_order(env);
     // A file with a hole counts for the server as what it seems to be.
-    let grow = "DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM ''truncate -s 6G base/%s/999999''', \
+    let grow = "DO $$ BEGIN EXECUTE format('COPY (SELECT 1) TO PROGRAM ''dd if=/dev/null of=base/%s/999999 bs=1 count=0 seek=6G''', \
                 (SELECT oid FROM pg_database WHERE datname = 'taskflow')); END $$";
     query(&superuser(env, "postgres"), grow);
     let refused = env.run(&["snapshot", "create", "b"]).exits(5);

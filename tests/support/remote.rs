@@ -16,7 +16,8 @@ use rcgen::{
 };
 use tempfile::TempDir;
 
-use super::{Outcome, TestEnv, docker, finish, start, tell, until};
+use super::skipped::skip;
+use super::{Outcome, TestEnv, docker, finish, start, until};
 
 const NAMESPACE: &str = "tfdev-remote";
 const INTERFACE: &str = "tfdevremote0";
@@ -44,8 +45,7 @@ impl Remote {
     /// Starts it, with the image that `env` uses; `None`, after one clear line, if this machine cannot.
     pub(crate) fn start(env: &TestEnv) -> Option<Self> {
         if let Some(reason) = missing() {
-            let thread = std::thread::current();
-            tell(&format!("skipped: needs a second Docker daemon: {} ({reason})", thread.name().unwrap_or_default()));
+            skip(&format!("needs a second Docker daemon: {reason}"));
             return None;
         }
         let lock = File::create(std::env::temp_dir().join("tfdev-remote-tests.lock")).unwrap();
@@ -150,7 +150,7 @@ impl Remote {
     /// Starts an ssh server there; `false`, after one clear line, if there is none.
     pub(crate) fn start_ssh(&mut self) -> bool {
         if !Path::new("/usr/sbin/sshd").exists() {
-            tell("skipped: needs /usr/sbin/sshd (the package openssh-server): the rest of the test over ssh");
+            skip("needs /usr/sbin/sshd (the package openssh-server)");
             return false;
         }
         let folder = self.folder.path().join("ssh");
@@ -223,7 +223,7 @@ impl Drop for Remote {
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.folder.path().join("dockerd.log")).unwrap_or_default();
             let lines: Vec<_> = log.lines().rev().take(20).collect();
-            tell(&format!("the second daemon's last lines, newest first:\n{}", lines.join("\n")));
+            complain(&format!("the second daemon's last lines, newest first:\n{}", lines.join("\n")));
         }
         self.stop_ssh();
         if self.daemon.is_some() {
@@ -337,4 +337,10 @@ impl Authority {
         let key = KeyPair::generate().unwrap();
         (parameters.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
+}
+
+/// Adds to what a failed test says.
+#[expect(clippy::print_stderr, reason = "standard error is where the test runner shows what a test says")]
+fn complain(text: &str) {
+    eprintln!("{text}");
 }

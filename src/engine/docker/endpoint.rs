@@ -232,7 +232,8 @@ pub fn exposure(host: &str, address: IpAddr) -> Option<String> {
 }
 
 /// Whether an address is one of this machine or of a private network: RFC 1918, 3927, 4193, 4291 § 2.5.6, and the shared
-/// addresses of RFC 6598, which overlay networks use.
+/// addresses of RFC 6598, which overlay networks use. Those of RFC 2544, 3849 and 5737 lead nowhere on the internet, so a
+/// machine that has one is in a closed network too.
 fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => {
@@ -240,10 +241,18 @@ fn is_private(address: IpAddr) -> bool {
             address.is_loopback()
                 || address.is_private()
                 || address.is_link_local()
+                || address.is_documentation()
                 || (first == 100 && (64..128).contains(&second))
+                || (first == 198 && (18..20).contains(&second))
         }
         IpAddr::V6(address) => address.to_ipv4_mapped().map_or_else(
-            || address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
+            || {
+                let is_documentation = matches!(address.segments(), [0x2001, 0xdb8, ..]);
+                address.is_loopback()
+                    || address.is_unique_local()
+                    || address.is_unicast_link_local()
+                    || is_documentation
+            },
             |address| is_private(address.into()),
         ),
     }

@@ -171,7 +171,7 @@ impl NativeEngine {
             events: &self.events,
         };
         let launched = self.launch_on_free_port(request, &launch, &socket_dir).await;
-        if launched.is_err() && !self.find()?.is_running() {
+        if launched.is_err() && self.find().is_ok_and(|found| !found.is_running()) {
             limits::remove(place, &self.events).await;
         }
         launched

@@ -302,17 +302,17 @@ async fn the_database_is_where_the_daemon_is() {
 
 #[tokio::test]
 async fn a_public_address_is_published_on_only_if_it_is_asked_for() {
-    let address = address::parse("tcp://203.0.113.7:2376", None, "DOCKER_HOST").unwrap();
+    let address = address::parse("tcp://9.9.9.9:2376", None, "DOCKER_HOST").unwrap();
     let endpoint = Endpoint::new(address, "DOCKER_HOST".to_owned(), Choice::Host);
     let error = endpoint.publish_address(None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Refused);
-    assert!(error.to_string().contains("public address 203.0.113.7"), "{error}");
-    assert!(error.hints()[0].contains("`publish = \"203.0.113.7\"` in the section `[docker]`"), "{:?}", error.hints());
+    assert!(error.to_string().contains("public address 9.9.9.9"), "{error}");
+    assert!(error.hints()[0].contains("`publish = \"9.9.9.9\"` in the section `[docker]`"), "{:?}", error.hints());
     for (asked, host) in [
-        ("203.0.113.7", "203.0.113.7"),
+        ("9.9.9.9", "9.9.9.9"),
         // Every address, and so the Docker host's own.
-        ("0.0.0.0", "203.0.113.7"),
-        ("::", "203.0.113.7"),
+        ("0.0.0.0", "9.9.9.9"),
+        ("::", "9.9.9.9"),
         // A tunnel of the person's own.
         ("127.0.0.1", "127.0.0.1"),
         ("fd00::1", "fd00::1"),
@@ -325,12 +325,22 @@ async fn a_public_address_is_published_on_only_if_it_is_asked_for() {
 
 #[test]
 fn addresses_of_private_networks_are_told_from_public_ones() {
-    for private in
-        ["10.1.2.3", "172.31.0.1", "192.168.0.9", "169.254.1.1", "100.64.0.1", "fd00::1", "fe80::1", "::ffff:10.0.0.1"]
-    {
+    for private in [
+        "10.1.2.3",
+        "172.31.0.1",
+        "192.168.0.9",
+        "169.254.1.1",
+        "100.64.0.1",
+        "fd00::1",
+        "fe80::1",
+        "::ffff:10.0.0.1",
+        "192.0.2.2",
+        "198.19.0.1",
+        "2001:db8::1",
+    ] {
         assert!(is_private(private.parse().unwrap()), "{private}");
     }
-    for public in ["9.9.9.9", "172.32.0.1", "100.128.0.1", "2001:db8::1", "::ffff:9.9.9.9"] {
+    for public in ["9.9.9.9", "172.32.0.1", "100.128.0.1", "2620:fe::fe", "::ffff:9.9.9.9"] {
         assert!(!is_private(public.parse().unwrap()), "{public}");
     }
 }

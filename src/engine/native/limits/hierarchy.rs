@@ -228,12 +228,13 @@ mod tests {
     #[test]
     fn version_1_has_a_tree_for_each_controller_and_is_roots() {
         let root = tempfile::tempdir().unwrap();
-        let mut mounts = String::new();
-        for (name, options) in [("memory", "rw,memory"), ("cpuset", "rw,cpuset"), ("cpu", "rw,cpu,cpuacct")] {
+        let mount = |(name, options): (&str, &str)| {
             fs::create_dir(root.path().join(name)).unwrap();
             let path = root.path().join(name);
-            mounts += &format!("32 31 0:29 / {} rw,relatime - cgroup cgroup {options}\n", path.display());
-        }
+            format!("32 31 0:29 / {} rw,relatime - cgroup cgroup {options}", path.display())
+        };
+        let mounts =
+            [("memory", "rw,memory"), ("cpuset", "rw,cpuset"), ("cpu", "rw,cpu,cpuacct")].map(mount).join("\n");
         let own = "4:memory:/user\n0::/\n";
         let ordinary = Hierarchies::of(&mounts, own, false).unwrap();
         assert!(ordinary.groups("tfdev-1", &limits(None)).unwrap_err().contains("only root"));
