@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use super::git;
 use crate::config::Settings;
@@ -161,7 +162,6 @@ fn of_branch(branch: &str) -> String {
     if name::check(&full).is_ok() && full.chars().count() <= 190 {
         return full;
     }
-    use sha2::{Digest, Sha256};
     let hash = crate::spec::hexadecimal(&Sha256::digest(branch)[..8]);
     let begin: String = branch.chars().filter(|letter| !letter.is_control()).take(150).collect();
     format!("branch {begin}… {hash}")
