@@ -30,6 +30,8 @@ pub struct Stopped {
     pub instance: String,
     /// Whether it was running before.
     pub changed: bool,
+    /// Whether the server still runs, because it is not tfdev's to stop.
+    pub running: bool,
     /// Whether its data is still there; data in memory goes with the server.
     pub data_kept: bool,
 }
@@ -82,7 +84,12 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
         if !all && observed.state == engine::State::Absent {
             return Err(instance.not_found());
         }
-        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.parts.has_data() });
+        stopped.push(Stopped {
+            instance: instance.name.clone(),
+            changed,
+            running: observed.state == engine::State::Starting,
+            data_kept: observed.parts.has_data(),
+        });
     }
     Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
 }

@@ -21,13 +21,21 @@ use crate::pg::{Login, LoginError};
 use crate::profile::DataPlacement;
 use crate::spec::ServerSpec;
 
+/// The rows of the server's marker, as JSON.
+macro_rules! markers {
+    () => {
+        "(SELECT coalesce(jsonb_agg(to_jsonb(marker)), '[]') FROM tfdev.instance marker)"
+    };
+}
+
 /// Reads what a server says of itself, as one line of JSON that [`Claim::parse`] reads.
 macro_rules! claim {
     () => {
-        "SELECT jsonb_build_object( \
-             'system_identifier', (SELECT system_identifier FROM pg_control_system()), \
-             'markers', (SELECT coalesce(jsonb_agg(to_jsonb(marker)), '[]') FROM tfdev.instance marker) \
-         )::text"
+        concat!(
+            "SELECT jsonb_build_object('system_identifier', (SELECT system_identifier FROM pg_control_system()), 'markers', ",
+            markers!(),
+            ")::text"
+        )
     };
 }
 
@@ -41,7 +49,8 @@ pub const PSQL_SCRIPT: &str = concat!(
 /// What a server says of itself.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 pub struct Claim {
-    system_identifier: i64,
+    /// The system identifier of the server that answers, if the role may read it.
+    system_identifier: Option<i64>,
     markers: Vec<Marker>,
 }
 
@@ -57,14 +66,17 @@ struct Marker {
 
 impl Claim {
     /// Reads the claim of the server; `None` if it has no marker. `connection` is to the database with the marker.
-    pub async fn read(connection: &mut PgConnection) -> Result<Option<Self>> {
+    /// `identifier` is the server's system identifier, if the role may read it.
+    pub async fn read(connection: &mut PgConnection, identifier: Option<u64>) -> Result<Option<Self>> {
         let what = || "cannot read the server's identity";
         let row = sqlx::raw_sql("SELECT to_regclass('tfdev.instance') IS NOT NULL").fetch_one(&mut *connection).await;
         if !row.or_failed(what)?.try_get::<bool, _>(0).or_failed(what)? {
             return Ok(None);
         }
-        let row = sqlx::raw_sql(claim!()).fetch_one(connection).await.or_failed(what)?;
-        Self::parse(row.try_get(0).or_failed(what)?)
+        let markers = concat!("SELECT ", markers!(), "::text");
+        let row = sqlx::raw_sql(markers).fetch_one(connection).await.or_failed(what)?;
+        let markers = serde_json::from_str(row.try_get(0).or_failed(what)?).or_failed(what)?;
+        Ok(Some(Self { system_identifier: identifier.map(u64::cast_signed), markers }))
     }
 
     /// Reads what [`PSQL_SCRIPT`] printed.
@@ -87,13 +99,14 @@ impl Claim {
                 ))
                 .hint("look at what else is on the port: `docker ps`, or `lsof -i :PORT`"));
             }
-            let made_in = marker.system_identifier.filter(|made_in| *made_in != self.system_identifier);
-            if let Some(made_in) = made_in {
+            if let (Some(made_in), Some(own)) = (marker.system_identifier, self.system_identifier)
+                && made_in != own
+            {
                 return Err(refused(format!(
                     "the server that answers is a copy: its identity was made in the server with the system identifier \
                      {}, and its own is {}",
                     made_in.cast_unsigned(),
-                    self.system_identifier.cast_unsigned()
+                    own.cast_unsigned()
                 ))
                 .hint("load a dump of the project's database alone (`pg_dump`, then `tfdev psql`), not of the whole server")
                 .hint("or remove the mark in it with `DROP SCHEMA tfdev CASCADE` in its database `postgres`, then `tfdev up`"));

@@ -10,8 +10,9 @@
 //! - [`config`] settles values, each with its origin; nothing below it reads the environment.
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
-//! - [`engine`] is the only seam with effects on a machine, with one folder for Docker and one for PostgreSQL 15 of this
-//!   machine (and, in debug builds, one file that wraps any of them and fails on cue); [`image`] is what the Docker engine runs.
+//! - [`engine`] is the only seam with effects on a machine, with one folder for Docker, one for PostgreSQL 15 of this
+//!   machine and one for a server of someone else (and, in debug builds, one file that wraps any of them and fails on cue);
+//!   [`image`] is what the Docker engine runs, and [`marker`] tells our databases from others'.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`identity`] tells whether record, labels, data folder and server are of one instance.
@@ -38,6 +39,7 @@ pub mod hooks;
 pub mod identity;
 pub mod image;
 pub mod instance;
+pub mod marker;
 pub mod migrate;
 mod partial_file;
 pub mod pg;

@@ -155,6 +155,8 @@ pub(super) fn flags(matches: &ArgMatches, global: &Global) -> Result<Flags> {
         image: of_some("image")?,
         port: of_some("port")?,
         dataset: of_some("dataset")?,
+        external_url: config::variable_of("external_url")?,
+        external_allow_remote: config::variable_of("external_allow_remote")?,
         timeout: origin.of("timeout", "timeout", global.timeout.clone()),
         yes: global.yes.then(|| Setting::flag("yes", true)),
     })

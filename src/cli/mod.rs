@@ -7,6 +7,7 @@ pub mod args;
 mod commands;
 mod exit;
 mod output;
+mod password;
 mod progress;
 
 use std::path::PathBuf;
@@ -71,6 +72,7 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
     }
     let flags = args::flags(matches, &arguments.global)?;
     let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    settings.passwords.ask = password::way_to_ask(output.json);
     settings.own_program = own_program();
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
@@ -84,9 +86,11 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
             return commands::run(arguments.command, &session).await;
         }
         tokio::select! {
-            result = commands::run(arguments.command, &session) => result,
+            // In this order: before the command does anything, signals are waited for.
+            biased;
             () = interrupted() => Err(Error::new(ErrorKind::Interrupted, "interrupted")
                 .hint("run the same command again: it goes on from where this one was")),
+            result = commands::run(arguments.command, &session) => result,
         }
     });
     runtime.block_on(crate::engine::settle(CLEANUP_LIMIT));

@@ -119,6 +119,8 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         native_user: optional("native.user"),
         external_url: optional("external.url"),
         external_allow_remote: optional("external.allow_remote"),
+        passwords: environment.passwords.clone(),
+        machine: environment.machine.clone(),
         migrations_dir: path("migrations.dir"),
         dataset: text("seed.dataset"),
         snapshots: SnapshotSettings { auto: number("snapshots.auto"), standby: truth("snapshots.standby") },

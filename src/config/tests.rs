@@ -105,6 +105,8 @@ impl World {
             cache_dir: Setting::default_value(self.root().join("cache")),
             docker: DockerEnvironment::default(),
             search_path: None,
+            passwords: PasswordEnvironment::default(),
+            machine: "machine".to_owned(),
             no_color: false,
         }
     }
@@ -240,6 +242,8 @@ fn all_flags_arrive() {
         image: given("image", "registry.example.org:5000/pg/postgres:15@sha256:0123456789abcdef0123456789abcdef"),
         port: given("port", "5433"),
         dataset: given("dataset", "none"),
+        external_url: given("external-url", "postgres://me@host/db"),
+        external_allow_remote: None,
         timeout: given("timeout", "7"),
         yes: Some(Setting::flag("yes", true)),
     };

@@ -122,8 +122,6 @@ impl FaultEngine {
         if self.cue.step != step || self.cue.when != when {
             return Ok(());
         }
-        // Whoever waits for an interrupt gets to wait for it before anyone knows of the stall.
-        tokio::task::yield_now().await;
         std::fs::write(&self.mark, step).or_failed(|| format!("cannot write `{}`", self.mark.display()))?;
         match self.cue.fault {
             Fault::Fail => Err(Error::failed(format!("`{step}` failed on cue")).hint("unset `TFDEV_FAULT`")),

@@ -7,6 +7,7 @@
 mod choice;
 pub mod cluster;
 pub mod docker;
+pub mod external;
 #[cfg(debug_assertions)]
 pub mod fault;
 #[cfg(unix)]
@@ -25,7 +26,7 @@ use uuid::Uuid;
 
 use self::program::{Input, Program};
 use crate::config::{EngineChoice, Setting, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::Password;
 use crate::server::Server;
@@ -40,6 +41,8 @@ pub enum EngineKind {
     Docker,
     /// PostgreSQL 15 programs of this machine.
     Native,
+    /// A server by URL, which someone else runs.
+    External,
 }
 
 impl fmt::Display for EngineKind {
@@ -47,6 +50,7 @@ impl fmt::Display for EngineKind {
         formatter.write_str(match self {
             Self::Docker => "docker",
             Self::Native => "native",
+            Self::External => "external",
         })
     }
 }
@@ -56,6 +60,7 @@ impl From<EngineKind> for EngineChoice {
         match kind {
             EngineKind::Docker => Self::Docker,
             EngineKind::Native => Self::Native,
+            EngineKind::External => Self::External,
         }
     }
 }
@@ -112,12 +117,14 @@ pub struct Parts {
     pub image: Option<String>,
     /// The data folder, if it is a folder of this machine.
     pub data_dir: Option<PathBuf>,
+    /// The database with tfdev's own records, on a server of someone else.
+    pub registry: Option<String>,
 }
 
 impl Parts {
     /// Whether there is data that outlives the server.
     pub fn has_data(&self) -> bool {
-        self.volume.is_some() || self.data_dir.is_some()
+        self.volume.is_some() || self.data_dir.is_some() || self.registry.is_some()
     }
 }
 
@@ -202,6 +209,11 @@ pub struct StartRequest {
     pub last_port: Option<u16>,
     /// The server's certificate, if it has `ssl = on`.
     pub certificate: Option<ServerCertificate>,
+}
+
+/// The error for what an external server cannot do; `what` reads after "can't", `why` after "because".
+pub fn cannot(what: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Refused, format!("the external engine can't {what}, because {why}"))
 }
 
 /// Takes the next bytes of a log.

@@ -18,12 +18,12 @@ use super::{Snapshots, details, outside};
 use crate::archive::{Manifest, Payload, SnapshotName, Source, Writer};
 use crate::engine::Engine;
 use crate::engine::program::{Input, Program};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
 use crate::pg::Login;
 use crate::pg::clone::Admin;
 use crate::pg::quote;
-use crate::server::Running;
+use crate::server::{Running, Tenancy};
 
 /// How many pieces of a dump wait for being compressed: some MB.
 const WAITING_PIECES: usize = 64;
@@ -81,6 +81,7 @@ impl Snapshots<'_> {
         options: &ExportOptions<'_>,
     ) -> Result<Exported> {
         let begin = Instant::now();
+        self.check_is_own()?;
         let (manifest, bytes) = match name {
             None => self.export_database(engine, self.database(), None, options).await?,
             Some(name) => self.export_snapshot(engine, name, options).await?,
@@ -92,6 +93,18 @@ impl Snapshots<'_> {
             snapshot: manifest.snapshot.map(|snapshot| snapshot.name),
             elapsed_ms: milliseconds(begin),
         })
+    }
+
+    /// Fails on a server whose roles and programs are someone else's.
+    pub(super) fn check_is_own(&self) -> Result<()> {
+        if self.server.tenancy == Tenancy::Whole {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Refused,
+            "exports and imports need a server that is tfdev's own, not an external one",
+        )
+        .hint("`pg_dump --format=custom \"$(tfdev url)\"` writes a dump of an external one, for `pg_restore`"))
     }
 
     async fn export_snapshot(

@@ -101,6 +101,7 @@ impl Snapshots<'_> {
     /// names roles that are not here.
     pub async fn import(&self, engine: &dyn Engine, options: &ImportOptions<'_>) -> Result<Imported> {
         let begin = Instant::now();
+        self.check_is_own()?;
         let reader = Reader::open(options.path)?;
         let manifest = reader.manifest().clone();
         let name = name_of(options, &manifest);

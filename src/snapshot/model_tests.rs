@@ -54,6 +54,7 @@ pub(super) fn server(login: &Login) -> Server {
         admin: role,
         registry: "postgres".to_owned(),
         tenancy: Tenancy::Whole,
+        password_file: None,
     }
 }
 

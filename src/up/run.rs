@@ -85,7 +85,7 @@ impl Run<'_> {
         let wanted = Provision { instance: self.instance, id: self.id, server: self.server };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
-        record.system_identifier = Some(identifier.to_string());
+        record.system_identifier = identifier.map(|identifier| identifier.to_string());
         record.write(self.instance)
     }
 

@@ -167,7 +167,7 @@ impl DockerEngine {
             container: Some(self.instance.container_name()),
             volume: container.volume.clone(),
             image: container.label(labels::IMAGE),
-            data_dir: None,
+            ..Parts::default()
         }
     }
 
