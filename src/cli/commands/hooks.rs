@@ -55,7 +55,9 @@ pub(super) async fn run(command: &Hooks, session: &Session) -> Result<()> {
             write(session, &report, "the hook is taken out of", "there was no hook of tfdev in")
         }
         Action::Run { hook, arguments } if hook == "post-checkout" => {
-            if let Some(switched) = hooks::post_checkout(&session.settings, arguments, &Events::none()).await? {
+            if let Some(switched) =
+                Box::pin(hooks::post_checkout(&session.settings, arguments, &Events::none())).await?
+            {
                 let how = if switched.restored {
                     format!("the database is as `{}` left it", switched.to)
                 } else {
