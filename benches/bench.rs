@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement's output is its purpose")]
 
+mod export;
 #[cfg(unix)]
 mod native;
 mod report;
@@ -57,6 +58,11 @@ const CASES: &[Case] = &[
     case("native-up-running", "native `up` when all is there", native::up_running),
     docker_case("snapshot", "snapshots, restore and reset on `demo`, against a bare copy", snapshot::small),
     docker_case("snapshot-large", "the same on about 1 GB", snapshot::large),
+    docker_case(
+        "export",
+        "export and import of about 1 GB, against pg_dump, zstd and pg_restore by hand",
+        export::large,
+    ),
     docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),
 ];
 

@@ -130,7 +130,7 @@ fn wait_for_standby(world: &World) -> Outcome<()> {
 }
 
 /// Waits until the server does nothing of ours any more, and has written out what it holds.
-fn settle(world: &World, admin: &PgConnectOptions) -> Outcome<()> {
+pub(crate) fn settle(world: &World, admin: &PgConnectOptions) -> Outcome<()> {
     world.block_on(async {
         let mut session = PgConnection::connect_with(admin).await?;
         let question = "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'tfdev%'";
@@ -144,14 +144,14 @@ fn settle(world: &World, admin: &PgConnectOptions) -> Outcome<()> {
 }
 
 /// The superuser's login.
-fn superuser(world: &World, up: &Value) -> Outcome<PgConnectOptions> {
+pub(crate) fn superuser(world: &World, up: &Value) -> Outcome<PgConnectOptions> {
     let folder = world.file("state/projects").join(up["project"].as_str().ok_or("`up` named no project")?);
     let password = fs::read_to_string(folder.join("dev/superuser.password"))?;
     let port = up["port"].as_u64().and_then(|port| u16::try_from(port).ok()).ok_or("`up` named no port")?;
     Ok(world::login("127.0.0.1", port, "postgres", "postgres", password.trim()))
 }
 
-async fn run(login: &PgConnectOptions, statements: &[&str]) -> Outcome<()> {
+pub(crate) async fn run(login: &PgConnectOptions, statements: &[&str]) -> Outcome<()> {
     let mut session = PgConnection::connect_with(login).await?;
     for statement in statements {
         sqlx::raw_sql(AssertSqlSafe((*statement).to_owned())).execute(&mut session).await?;

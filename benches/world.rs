@@ -56,6 +56,11 @@ impl World {
         Ok(Self { key, folder, runtime })
     }
 
+    /// The key of the run's project.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// A file of this run.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)

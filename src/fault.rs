@@ -30,6 +30,12 @@ pub const POINTS: &[&str] = &[
     "snapshot.rename.begin",
     "snapshot.delete.marked",
     "snapshot.delete.dropped",
+    "snapshot.export.opened",
+    "snapshot.import.intent",
+    "snapshot.import.created",
+    "snapshot.import.copied",
+    "snapshot.import.restored",
+    "snapshot.import.adopted",
     "snapshot.background.intent",
     "snapshot.background.sent",
 ];

@@ -18,10 +18,13 @@
 //! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
+//! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
+//! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 //! - [`fault`] names the places at which tests end the program.
 
+pub mod archive;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -32,11 +35,13 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fault;
+pub mod hooks;
 pub mod identity;
 pub mod image;
 pub mod instance;
 pub mod marker;
 pub mod migrate;
+mod partial_file;
 pub mod pg;
 pub mod profile;
 pub mod provision;

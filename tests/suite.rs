@@ -2,7 +2,9 @@
 //!
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
+//! - `export` is a database in one file, from one engine to another, and files that an enemy made.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
+//! - `hooks` is one database state for each branch of a git repository.
 //! - `identity` is about servers, volumes and data folders that are not the instance's own.
 //! - `native` is what only the native engine has, and `external` what a server of someone else has.
 //! - `remote` is about a Docker on another machine.
@@ -17,8 +19,10 @@
 
 mod cli;
 mod contract;
+mod export;
 mod external;
 mod faults;
+mod hooks;
 mod identity;
 mod native;
 #[cfg(unix)]

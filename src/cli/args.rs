@@ -4,8 +4,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    completions, compose, config as config_command, destroy, down, env, image, init, logs, man, migrate, psql, reset,
-    seed, snapshot, status, up, url,
+    completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate, psql,
+    reset, seed, snapshot, status, up, url,
 };
 use crate::config::{self, Flags, Setting};
 use crate::error::Result;
@@ -104,6 +104,8 @@ pub enum Command {
     Snapshot(snapshot::Snapshot),
     /// Make the database what it was when it was new
     Reset(reset::Reset),
+    /// Keep one database state for each branch, by a git hook
+    Hooks(hooks::Hooks),
     /// Get, build, load or save the server's image
     Image(image::Image),
     /// Print the Compose file that equals the instance
@@ -123,6 +125,11 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether git called, which is to go on whatever happens here.
+    pub(super) fn is_of_git(&self) -> bool {
+        matches!(self, Self::Hooks(command) if command.is_run())
+    }
+
     /// Whether the command passes Ctrl-C on to a program of its own.
     pub(super) fn handles_interrupts(&self) -> bool {
         matches!(self, Self::Psql(_))

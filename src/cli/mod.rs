@@ -47,8 +47,13 @@ pub fn main() -> ExitCode {
         Err(error) => return exit::of_usage(&error, config::json()),
     };
     let output = Output::new(&arguments.global);
+    let is_of_git = arguments.command.is_of_git();
     match run(&matches, arguments, &output) {
         Ok(code) => code,
+        Err(error) if is_of_git => {
+            output.failed_hook(&error);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             output.error(&error);
             exit::code(error.kind())

@@ -180,8 +180,8 @@ impl Candidates<'_> {
         )
         .hint(format!("go on with `--engine {has}`"))
         .hint(format!(
-            "or move its data: `pg_dump \"$(tfdev url --engine {has})\"`, `tfdev destroy --engine {has}`, \
-             `tfdev up --engine {wanted}`, then load the dump with `tfdev psql`"
+            "or move its data: `tfdev snapshot export moved.tfsnap --engine {has}`, `tfdev destroy --engine {has}`, \
+             `tfdev up --engine {wanted}`, `tfdev snapshot import moved.tfsnap`, `tfdev snapshot restore moved`"
         ))
         .hint("or keep both: `--instance NAME` makes another one")
     }

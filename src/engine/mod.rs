@@ -13,6 +13,7 @@ pub mod fault;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;
+pub mod program;
 
 pub use choice::{Chosen, choose, choose_for_up};
 
@@ -23,6 +24,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::program::{Input, Program};
 use crate::config::{EngineChoice, Setting, Settings};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -262,6 +264,11 @@ pub trait Engine: Send + Sync {
 
     /// Runs a program beside the server, as the server's user where that matters. Secrets go in by `stdin` only.
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
+
+    /// Starts a program beside the server, as the server's user, whose output is read while it runs. It ends when the
+    /// returned value is dropped and when this process dies, however that happens. `sh` and the server's programs are
+    /// found by their names.
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program>;
 
     /// Runs a program beside the server on this process's own input and output; `terminal` if both are one. Returns its
     /// exit status.

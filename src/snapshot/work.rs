@@ -46,6 +46,7 @@ impl<'a> Work<'a> {
         let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None };
         work.reload().await?;
         work.sweep().await?;
+        work.sweep_transfers().await?;
         Ok(work)
     }
 

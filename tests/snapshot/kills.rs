@@ -94,7 +94,8 @@ const OF_A_CHANGE: [&str; 8] = [
 #[test]
 fn every_point_has_a_scene() {
     let mut played: Vec<_> = SCENES.iter().flat_map(|scene| scene.points).copied().collect();
-    let mut points = POINTS.to_vec();
+    // The others are those of exports and imports.
+    let mut points: Vec<_> = POINTS.iter().copied().filter(|point| !crate::export::POINTS.contains(point)).collect();
     played.sort_unstable();
     points.sort_unstable();
     assert_eq!(played, points);

@@ -6,6 +6,7 @@ pub(super) mod config;
 pub(super) mod destroy;
 pub(super) mod down;
 pub(super) mod env;
+pub(super) mod hooks;
 pub(super) mod image;
 pub(super) mod init;
 pub(super) mod logs;
@@ -42,6 +43,7 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Seed(command) => seed::run(&command, session).await?,
         Command::Snapshot(command) => snapshot::run(command, session).await?,
         Command::Reset(command) => reset::run(&command, session).await?,
+        Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,

@@ -27,6 +27,7 @@ use self::connect::DockerConnection;
 use self::errors::{failed, is_not_found};
 use self::labels::Labels;
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
@@ -378,15 +379,23 @@ impl Engine for DockerEngine {
                 ),
             )
             .hint(
-                "another image may sort text in another way, which breaks indexes; dump the data with `pg_dump` first",
+                "another image may sort text in another way, which breaks indexes; write the data to a file first: \
+                 `tfdev snapshot export moved.tfsnap`",
             )
-            .hint(format!("then `tfdev destroy` and `tfdev up`; or go on with `--image {last}`")));
+            .hint(format!(
+                "then `tfdev destroy`, `tfdev up`, `tfdev snapshot import moved.tfsnap` and `tfdev snapshot restore \
+                 moved`; or go on with `--image {last}`"
+            )));
         }
         Ok(Source { name: image.reference, id: image.id })
     }
 
     async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64> {
         exec::interactive(self.docker(), &self.instance.container_name(), command, &[], terminal).await
+    }
+
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        exec::stream(self.docker(), &self.instance.container_name(), command, input).await
     }
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {

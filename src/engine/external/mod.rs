@@ -31,6 +31,7 @@ use self::login::{Known, Session};
 use self::production::Subject;
 use self::survey::Survey;
 use crate::config::{Origin, PasswordEnvironment, PortChoice, Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
     cannot,
@@ -447,6 +448,10 @@ impl Engine for ExternalEngine {
             return Err(cannot("run an image", "the server is run by someone else"));
         }
         Ok(Source { name: format!("the server at {}", self.place()), id: "external".to_owned() })
+    }
+
+    async fn stream(&self, _: &[&str], _: Input) -> Result<Program> {
+        Err(Error::new(ErrorKind::Refused, "there is nothing beside an external server that could run a program"))
     }
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {

@@ -16,6 +16,7 @@ mod place;
 mod process;
 mod settings_file;
 mod start;
+mod stream;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -33,6 +34,7 @@ pub use self::log::{WRITER_ARGUMENT, write_log};
 use self::place::{Kept, Place};
 use self::process::{PidFile, Process};
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
@@ -294,6 +296,20 @@ impl Engine for NativeEngine {
         Ok(ProgramOutput { exit_code, stdout: output.stdout, stderr: output.stderr })
     }
 
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        let found = self.find()?;
+        let (_, mut variables) = self.program(command, &found)?;
+        // Found by its name, so that a script may be the program too.
+        let bin_dir = self.programs_in_use()?.bin_dir;
+        variables.push(("PATH", format!("{}:{}", bin_dir.display(), account::SEARCH_PATH)));
+        let account = found.folder.as_ref().map(|folder| folder.account).ok_or_else(|| self.instance.not_found())?;
+        let folder = found.place.files();
+        if input != Input::None {
+            Place::create_folder_for(&folder, account)?;
+        }
+        stream::start(account, command, &variables, &folder, input)
+    }
+
     async fn interactive(&self, command: &[&str], _: bool) -> Result<i64> {
         let found = self.find()?;
         let (program, variables) = self.program(command, &found)?;
@@ -327,6 +343,7 @@ fn remove_home(place: &Place, socket_dir: &Path) -> Result<()> {
     }
     data::remove(&removed)?;
     data::remove(&place.partial())?;
+    data::remove(&place.files())?;
     data::remove(socket_dir)?;
     place.outside().map_or(Ok(()), |home| data::remove(&home))
 }

@@ -9,11 +9,12 @@
 //!     data/                                the data folder, with the marker of the instance
 //!     tfdev.conf, pg_hba.conf, server.*    settings, which data/postgresql.conf includes
 //!     run/                                 the server's socket, mode 0700
+//!     files/                               what a program beside the server needs as a file while it runs, mode 0700
 //! ```
 //!
 //! The home is the same folder as the first one, but:
 //! - if root runs tfdev the server runs as another user, who must not need to reach into root's state folder: the home is
-//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data` and `run` alone;
+//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data`, `run` and `files` alone;
 //! - data in memory has its home on a tmpfs.
 //!
 //! What must hold: nothing absolute is kept about a home inside the state folder, so that it can be moved with it; and a
@@ -140,6 +141,11 @@ impl Place {
         self.home.join("data.removed")
     }
 
+    /// The folder of files for programs beside the server.
+    pub(super) fn files(&self) -> PathBuf {
+        self.home.join("files")
+    }
+
     /// The folder of the server's log.
     pub(super) fn log_dir(&self) -> PathBuf {
         self.records.join("log")
@@ -178,7 +184,7 @@ impl Place {
         own_folder(&self.home, mode, geteuid().as_raw()).map(drop)
     }
 
-    /// Makes a folder that is open to the server's user alone: that of the socket, or that of the log.
+    /// Makes a folder that is open to the server's user alone: that of the socket, the log or files for programs.
     pub(super) fn create_folder_for(folder: &Path, account: Account) -> Result<()> {
         let own = geteuid().as_raw();
         // A kill may have come between making it and giving it away.
