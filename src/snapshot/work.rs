@@ -110,7 +110,8 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    async fn measure(&mut self) -> Result<Room> {
+    /// Measures how much room there is.
+    pub(super) async fn measure(&mut self) -> Result<Room> {
         let on = self.on;
         Room::measure(&mut self.admin, on.server.tenancy, on.database(), on.options.limit_bytes).await
     }

@@ -138,3 +138,14 @@ fn what_a_killed_up_left_half_made_goes_with_the_next_command() {
     external.run(&["destroy", "--yes"]).ok();
     assert_eq!(external.server.databases(), ["postgres", "template0", "template1"]);
 }
+
+#[test]
+fn an_export_and_an_import_are_refused_with_another_way() {
+    let Some(external) = with_snapshot() else { return };
+    let file = external.env.path("a.tfsnap");
+    let file = file.to_str().unwrap();
+    std::fs::write(file, "").unwrap();
+    for command in [&["snapshot", "import", file][..], &["snapshot", "export", file, "--snapshot", "kept"]] {
+        external.run(command).exits(5).says("can't export or import a snapshot, because").says("pg_dump");
+    }
+}
