@@ -23,6 +23,9 @@ use crate::server::{Role, Server, Tenancy};
 /// How long the sequences go on.
 const TIME: Duration = Duration::from_secs(15);
 
+/// How many steps are taken at least.
+const LEAST_STEPS: usize = 20;
+
 /// How many automatic snapshots are kept.
 const AUTO: usize = 3;
 
@@ -337,10 +340,10 @@ async fn play(server: Server, record: InstanceRecord) {
         log: vec![format!("seed {seed}")],
     };
     let end = Instant::now() + TIME;
-    while Instant::now() < end {
+    // On a machine that is busy with other tests it takes longer to come so far.
+    while Instant::now() < end || world.log.len() <= LEAST_STEPS {
         world.step().await;
     }
-    assert!(world.log.len() > 20, "only {} steps", world.log.len());
     // Each state that is kept is still what it was.
     let names: Vec<String> = world.model.kept.keys().cloned().collect();
     for name in names {
