@@ -120,7 +120,11 @@ fn timed(world: &World, arguments: &[&str], way: &str) -> Outcome<Duration> {
 
 fn wait_for_standby(world: &World) -> Outcome<()> {
     let begin = Instant::now();
-    while world.timed(&["snapshot", "list"])?.1["snapshots"][0]["standby"] != true {
+    let is_there = || -> Outcome<bool> {
+        let (_, list) = world.timed(&["snapshot", "list"])?;
+        Ok(list["snapshots"].as_array().is_some_and(|all| all.iter().any(|one| one["standby"] == true)))
+    };
+    while !is_there()? {
         if begin.elapsed() > STANDBY_LIMIT {
             return Err("the server made no ready copy".into());
         }
