@@ -16,6 +16,7 @@
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
+//! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 //! - [`fault`] names the places at which tests end the program.
@@ -30,6 +31,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fault;
+pub mod fresh;
 pub mod image;
 pub mod instance;
 pub mod migrate;
@@ -49,3 +51,4 @@ pub mod tls;
 pub mod up;
 
 pub use error::{Error, ErrorKind, Result};
+pub use fresh::{Fresh, FreshConfig, blocking, fresh};
