@@ -61,7 +61,11 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::Man(command) => return commands::man::run(&command, output),
         _ => {}
     }
-    let flags = args::flags(matches, &arguments.global)?;
+    let mut flags = args::flags(matches, &arguments.global)?;
+    if arguments.command.is_about_tests() {
+        let test = || config::Setting::default_value(crate::fresh::TEST_INSTANCE.to_owned());
+        flags.instance.get_or_insert_with(test);
+    }
     let settings = Settings::resolve(&flags, &Environment::read()?)?;
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };

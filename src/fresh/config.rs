@@ -239,6 +239,17 @@ impl FreshConfig {
 /// The pool of the settled instance, which is started if it does not run. `holder` is who the list says has a database.
 pub async fn open(settings: &Settings, connections: Option<u32>, holder: String, events: &Events) -> Result<Pool> {
     let running = find_or_start(settings, events).await?;
+    of_running(&running, settings, connections, holder, events).await
+}
+
+/// The pool of an instance that runs.
+pub async fn of_running(
+    running: &Running,
+    settings: &Settings,
+    connections: Option<u32>,
+    holder: String,
+    events: &Events,
+) -> Result<Pool> {
     let profile = running.observed.profile.as_deref().or(running.record.profile.as_deref());
     let profile = profile.unwrap_or_else(|| settings.profile_name());
     let limits = profile::resolve(profile, &settings.profiles)?.limits;
@@ -253,7 +264,7 @@ pub async fn open(settings: &Settings, connections: Option<u32>, holder: String,
         holder,
         queue: Some(instance.state_dir.with_file_name(format!("{}.fresh.lock", instance.name))),
     };
-    Pool::of(&running, options, events).await
+    Pool::open(running.server.clone(), running.record.clone(), options, events).await
 }
 
 /// The running instance. One that is not there, or was never finished, is started; its own database gets no data then.

@@ -107,7 +107,7 @@ impl Home {
         let recipe = config.recipe(&settings)?;
         let pool = match open.pools.get(&pool_identity) {
             Some(pool) => pool.clone(),
-            None => config::open(&settings, Some(config.connections_wanted()), holder(), &config.events).await?,
+            None => config::open(&settings, Some(config.connections_wanted()), holder_name(), &config.events).await?,
         };
         open.pools.insert(pool_identity, pool.clone());
         let template = pool.template(&recipe).await?;
@@ -133,8 +133,8 @@ fn start_thread() -> Result<Handle> {
     Ok(handle)
 }
 
-/// Who the list says has a database.
-pub(super) fn holder() -> String {
+/// How the list names this process.
+pub fn holder_name() -> String {
     let program = std::env::current_exe().ok();
     let name = program.as_deref().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
     format!("{} (process {})", name.unwrap_or_else(|| "a program".to_owned()), std::process::id())

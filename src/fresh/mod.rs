@@ -7,6 +7,7 @@
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
 //! reap       what was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
+//! holder     a process that holds a lease for a shell
 //! session    logging in where connections are few
 //! ```
 //!
@@ -29,6 +30,8 @@
 
 mod config;
 mod guard;
+#[cfg(unix)]
+pub mod holder;
 mod home;
 mod keeper;
 mod pool;
@@ -39,8 +42,9 @@ mod template;
 #[cfg(test)]
 mod tests;
 
-pub use config::{FreshConfig, TEST_INSTANCE, open};
+pub use config::{FreshConfig, TEST_INSTANCE, of_running, open};
 pub use guard::Fresh;
+pub use home::holder_name;
 pub use pool::{Lease, Options, Pool};
 pub use registry::{FreshDatabase, Stage};
 pub use template::{Begun, Draft, Recipe, Template, TemplateFunction, TemplateFunctionError};

@@ -26,7 +26,7 @@ use crate::event::Events;
 use crate::instance::{FileLock, InstanceRecord};
 use crate::pg::clone::{Admin, Properties, Strategy};
 use crate::pg::{Login, quote};
-use crate::server::{Running, Server};
+use crate::server::Server;
 
 /// The pause between two looks whether a database, or the right to one, has become free.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -190,11 +190,6 @@ impl Pool {
         Ok(pool)
     }
 
-    /// The pool of a running instance.
-    pub async fn of(running: &Running, options: Options, events: &Events) -> Result<Self> {
-        Self::open(running.server.clone(), running.record.clone(), options, events).await
-    }
-
     /// From the next [`Pool::take`] on keeps `count` databases ready for the template that was taken last. Without this each
     /// one is made when it is asked for.
     pub fn make_ahead(&self, count: usize) {
@@ -330,23 +325,30 @@ impl Pool {
 
     /// Counts what is there and writes the row, one process at a time.
     fn note_statement(&self, name: &str, template: &Template) -> Result<String> {
-        let (options, source) = (self.options(), quote::literal(&self.server().database)?);
+        let source = quote::literal(&self.server().database)?;
         let (id, size) = (template.id, template.size_bytes);
         Ok(format!(
             "BEGIN; SELECT pg_advisory_xact_lock({COUNT_LOCK});
              INSERT INTO tfdev.fresh_database (source, template, template_database, size, database, stage)
              SELECT {source}, {id}, {template}, {size}, {name}, 'building'
-             WHERE (SELECT count(*) < {max} AND coalesce(sum(size), 0) + {size} <= greatest({bytes}, {size})
-                    AND count(*) FILTER (WHERE stage IN ('leased', 'building')) < {leases}
+             WHERE (SELECT {room} AND count(*) FILTER (WHERE stage IN ('leased', 'building')) < {leases}
                     FROM tfdev.fresh_database WHERE source = {source})
              RETURNING id::bigint, pg_advisory_lock({DATABASE_LOCK}, id);
              COMMIT",
             template = quote::literal(&template.database)?,
             name = quote::literal(name)?,
-            max = options.max_databases,
-            bytes = options.storage_bytes,
+            room = self.room_for(template),
             leases = self.0.max_leases,
         ))
+    }
+
+    /// The condition that all rows leave room for one more copy of the template.
+    fn room_for(&self, template: &Template) -> String {
+        let (options, size) = (self.options(), template.size_bytes);
+        format!(
+            "count(*) < {} AND coalesce(sum(size), 0) + {size} <= greatest({}, {size})",
+            options.max_databases, options.storage_bytes
+        )
     }
 
     /// Copies the template to the new database `name`.
@@ -369,12 +371,16 @@ impl Pool {
 
     /// Lets the oldest free database of another template go, unless one is going already, so that the next try finds room.
     async fn make_room(&self, admin: &mut Admin, template: &Template) -> Result<()> {
-        let statement = "UPDATE tfdev.fresh_database SET stage = 'dropping' WHERE id = (SELECT id FROM tfdev.fresh_database \
-                         WHERE source = $1 AND template <> $2 AND stage = 'free' AND NOT EXISTS (\
-                         SELECT FROM tfdev.fresh_database WHERE source = $1 AND stage = 'dropping' \
-                         AND coalesce(tried_at > clock_timestamp() - interval '5 s', true)) \
-                         ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)";
-        let marked = sqlx::query(statement).bind(&self.server().database).bind(template.id);
+        let room = self.room_for(template);
+        let statement = format!(
+            "UPDATE tfdev.fresh_database SET stage = 'dropping' WHERE id = (SELECT id FROM tfdev.fresh_database \
+             WHERE source = $1 AND template <> $2 AND stage = 'free' \
+             AND NOT EXISTS (SELECT FROM tfdev.fresh_database WHERE source = $1 AND stage = 'dropping' \
+             AND coalesce(tried_at > clock_timestamp() - interval '5 s', true)) \
+             AND NOT (SELECT {room} FROM tfdev.fresh_database WHERE source = $1) \
+             ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)"
+        );
+        let marked = sqlx::query(AssertSqlSafe(statement)).bind(&self.server().database).bind(template.id);
         marked.execute(&mut admin.connection).await.or_failed(|| "cannot make room for a fresh database")?;
         self.sweep_soon();
         Ok(())
