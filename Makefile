@@ -5,7 +5,7 @@ CARGO ?= cargo
 TFDEV = $(CARGO) run --release --quiet --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test check bench docs fmt build clean-docker
+.PHONY: help setup up down test kill-matrix check bench docs fmt build clean-docker
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,9 +24,12 @@ up: setup build ## A database with a schema and data, and a first query
 down: ## Stop the database and keep its data
 	$(TFDEV) down
 
-test: setup ## Run all tests; those with Docker are skipped if there is none
+test: setup ## Run all tests; those with Docker are skipped if there is none, and named at the end
 	$(CARGO) test --doc --quiet
-	$(CARGO) $(shell $(CARGO) nextest --version >/dev/null 2>&1 && echo nextest run || echo test --lib --bins --tests)
+	@CARGO="$(CARGO)" scripts/test
+
+kill-matrix: ## Kill tfdev at 500 random moments of its work with snapshots, on each engine
+	TFDEV_KILL_ROUNDS=$(or $(ROUNDS),500) $(CARGO) test --test suite -- --nocapture tfdev_is_killed_at_random_moments
 
 check: ## Formatting, lints, documentation, licences
 	$(CARGO) fmt --check

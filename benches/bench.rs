@@ -6,7 +6,11 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement's output is its purpose")]
 
+mod export;
+#[cfg(unix)]
+mod native;
 mod report;
+mod snapshot;
 mod world;
 
 use std::error::Error;
@@ -29,15 +33,37 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error>>;
 struct Case {
     name: &'static str,
     what: &'static str,
+    needs_docker: bool,
     run: fn(&World) -> Outcome<Vec<Measurement>>,
 }
 
-const CASES: [Case; 5] = [
-    Case { name: "version", what: "`tfdev --version`", run: version },
-    Case { name: "up-new", what: "`up` on a new volume, against `docker run` until its first login", run: up_new },
-    Case { name: "up-running", what: "`up` when all is there", run: up_running },
-    Case { name: "up-stopped", what: "`up` on a stopped instance, against `docker start`", run: up_stopped },
-    Case { name: "seed", what: "the data set `load`, against COPY of the same rows from a file", run: seed },
+/// A case whose server is a container.
+const fn docker_case(name: &'static str, what: &'static str, run: fn(&World) -> Outcome<Vec<Measurement>>) -> Case {
+    Case { name, what, needs_docker: true, run }
+}
+
+/// A case that needs no Docker.
+const fn case(name: &'static str, what: &'static str, run: fn(&World) -> Outcome<Vec<Measurement>>) -> Case {
+    Case { name, what, needs_docker: false, run }
+}
+
+const CASES: &[Case] = &[
+    case("version", "`tfdev --version`", version),
+    docker_case("up-new", "`up` on a new volume, against `docker run` until its first login", up_new),
+    docker_case("up-running", "`up` when all is there", up_running),
+    docker_case("up-stopped", "`up` on a stopped instance, against `docker start`", up_stopped),
+    #[cfg(unix)]
+    case("native-up-new", "native `up` on a new instance, against initdb, start and login by hand", native::up_new),
+    #[cfg(unix)]
+    case("native-up-running", "native `up` when all is there", native::up_running),
+    docker_case("snapshot", "snapshots, restore and reset on `demo`, against a bare copy", snapshot::small),
+    docker_case("snapshot-large", "the same on about 1 GB", snapshot::large),
+    docker_case(
+        "export",
+        "export and import of about 1 GB, against pg_dump, zstd and pg_restore by hand",
+        export::large,
+    ),
+    docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),
 ];
 
 /// Rounds of what takes seconds; of quick things there are more.
@@ -74,10 +100,15 @@ fn bench(arguments: &[String]) -> Outcome<bool> {
         return Err(format!("there is no measurement `{unknown}`; there are: {}", names.join(", ")).into());
     }
     let world = World::new()?;
-    let (_, image) = world.timed(&["image", "ensure"])?;
-    let image = image[0]["reference"].as_str().unwrap_or_default().to_owned();
+    let is_chosen = |case: &&Case| chosen.is_empty() || chosen.iter().any(|name| *name == case.name);
+    let image = if CASES.iter().filter(is_chosen).any(|case| case.needs_docker) {
+        let (_, image) = world.timed(&["image", "ensure"])?;
+        image[0]["reference"].as_str().unwrap_or_default().to_owned()
+    } else {
+        String::new()
+    };
     let mut measurements = Vec::new();
-    for case in CASES.iter().filter(|case| chosen.is_empty() || chosen.iter().any(|name| *name == case.name)) {
+    for case in CASES.iter().filter(is_chosen) {
         tell(&format!("{}: {}", case.name, case.what));
         measurements.extend((case.run)(&world)?);
     }

@@ -56,6 +56,11 @@ impl World {
         Ok(Self { key, folder, runtime })
     }
 
+    /// The key of the run's project.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// A file of this run.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
@@ -108,7 +113,7 @@ impl World {
 
     /// Runs such a container on a new volume and returns how long it took until its first login.
     pub(crate) fn run_likeness(&self, likeness: &Likeness) -> Outcome<Duration> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let label = format!("dev.tfdev.bench={}", self.key);
         docker(&["volume", "create", "--label", &label, &self.key])?;
         let login = login("127.0.0.1", port, "postgres", "postgres", "bench");
@@ -134,6 +139,12 @@ impl World {
         succeeded("docker", command.stdin(Stdio::null()).output()?)?;
         self.runtime.block_on(first_login(login, begin + LOGIN_LIMIT))?;
         Ok(begin.elapsed())
+    }
+
+    /// Waits for the first login.
+    #[cfg(unix)]
+    pub(crate) fn until_answers(&self, login: &PgConnectOptions) -> Outcome<()> {
+        self.runtime.block_on(first_login(login, Instant::now() + LOGIN_LIMIT))
     }
 
     /// Runs a future to its end.
@@ -173,6 +184,11 @@ pub(crate) fn likeness(container: &str) -> Outcome<Likeness> {
         ],
         initdb_arguments: arguments.unwrap_or_default(),
     })
+}
+
+/// A port that is free now.
+pub(crate) fn free_port() -> Outcome<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 /// A login without encryption.

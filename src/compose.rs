@@ -5,7 +5,8 @@
 
 use std::fmt::Write;
 
-use crate::config::{PortChoice, Settings};
+use crate::config::{EngineChoice, PortChoice, Settings};
+use crate::engine::cannot;
 use crate::engine::docker::container;
 use crate::engine::ports;
 use crate::error::Result;
@@ -20,6 +21,13 @@ use crate::up;
 pub fn render(settings: &Settings, events: &Events) -> Result<String> {
     let instance = Instance::of(settings);
     let record = InstanceRecord::read(&instance, events)?;
+    let on_record = record.as_ref().and_then(|record| record.engine);
+    if [Some(settings.engine.value), on_record].contains(&Some(EngineChoice::External)) {
+        return Err(cannot(
+            "be written as a Compose file",
+            "Compose runs servers, and this one is run by someone else",
+        ));
+    }
     let profile = profile::resolve(up::profile_name(settings, record.as_ref()), &settings.profiles)?;
     let requested = settings.image.as_ref().map(|image| image.value.clone());
     let recorded = record.as_ref().and_then(|record| record.image.clone());

@@ -11,6 +11,7 @@ use crate::config::Settings;
 use crate::engine;
 use crate::error::Result;
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceLock};
 
 /// What `down` did.
@@ -29,6 +30,8 @@ pub struct Stopped {
     pub instance: String,
     /// Whether it was running before.
     pub changed: bool,
+    /// Whether the server still runs, because it is not tfdev's to stop.
+    pub running: bool,
     /// Whether its data is still there; data in memory goes with the server.
     pub data_kept: bool,
 }
@@ -74,13 +77,19 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "down", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?.engine;
+        identity::check(instance, engine.as_ref(), events).await?;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
         let observed = engine.observe().await?;
         if !all && observed.state == engine::State::Absent {
             return Err(instance.not_found());
         }
-        stopped.push(Stopped { instance: instance.name.clone(), changed, data_kept: observed.parts.has_data() });
+        stopped.push(Stopped {
+            instance: instance.name.clone(),
+            changed,
+            running: observed.state == engine::State::Starting,
+            data_kept: observed.parts.has_data(),
+        });
     }
     Ok(DownReport { project: instances[0].project.clone(), instances: stopped })
 }
@@ -93,6 +102,7 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
         let engine = engine::choose(settings, instance, events).await?.engine;
+        identity::check(instance, engine.as_ref(), events).await?;
         events.started(format!("Removing {}", instance.container_name()));
         let removed = engine.destroy().await?;
         instance.remove_state_dir()?;

@@ -10,17 +10,22 @@
 //! - [`config`] settles values, each with its origin; nothing below it reads the environment.
 //! - [`instance`] is identity: the project's key, names, folders, lock, record and passwords.
 //! - [`profile`] and [`spec`] are pure data: which server it is to be. [`compose`] is one more rendering of it.
-//! - [`engine`] is the only seam with effects on a machine, with one folder for Docker and one for PostgreSQL 15 of this
-//!   machine (and, in debug builds, one file that wraps any of them and fails on cue); [`image`] is what the Docker engine runs.
+//! - [`engine`] is the only seam with effects on a machine, with one folder for Docker, one for PostgreSQL 15 of this
+//!   machine and one for a server of someone else (and, in debug builds, one file that wraps any of them and fails on cue);
+//!   [`image`] is what the Docker engine runs, and [`marker`] tells our databases from others'.
 //! - [`tls`] makes the certificates of servers with `ssl = on`.
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
+//! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
+//! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
+//! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 //! - [`fault`] names the places at which tests end the program.
 
+pub mod archive;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -32,9 +37,13 @@ pub mod error;
 pub mod event;
 pub mod fault;
 pub mod fresh;
+pub mod hooks;
+pub mod identity;
 pub mod image;
 pub mod instance;
+pub mod marker;
 pub mod migrate;
+mod partial_file;
 pub mod pg;
 pub mod profile;
 pub mod provision;

@@ -7,9 +7,10 @@
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use uuid::Uuid;
 
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::error::{Context, Error, Result};
+use crate::identity::Claim;
 use crate::instance::{Instance, Password};
-use crate::pg::{quote, scram};
+use crate::pg::{self, quote, scram};
 use crate::server::{Server, Tenancy};
 use crate::spec::SUPERUSER;
 
@@ -23,10 +24,6 @@ pub struct Provision<'a> {
     /// The server, with the roles and databases that it is to have.
     pub server: &'a Server,
 }
-
-/// Finds the identity that a server carries, for a psql beside it; prints nothing if there is none.
-pub const MARKER_QUERY: &str = "SELECT to_regclass('tfdev.instance') IS NOT NULL AS marked \\gset\n\
-                                \\if :marked\nSELECT id FROM tfdev.instance;\n\\endif\n";
 
 /// What is sent before any statement that holds a verifier. A message of its own: a message's text is logged before any
 /// of it runs. The session is closed afterwards.
@@ -44,8 +41,8 @@ pub fn superuser_password_script(password: &Password) -> Result<String> {
 }
 
 /// Makes what is missing. `connection` is that of [`Server::admin_login`]. Returns the server's system
-/// identifier.
-pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<u64> {
+/// identifier, if that may be read.
+pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) -> Result<Option<u64>> {
     let what = || "cannot set up the new server";
     if wanted.server.tenancy == Tenancy::Whole {
         sqlx::raw_sql(UNLOGGED).execute(&mut *connection).await.or_failed(what)?;
@@ -55,21 +52,19 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
         .execute(&mut *connection)
         .await
         .or_failed(|| "cannot set up the new server: a session of a tfdev that was killed is still at it")?;
-    if let Some(other) = marker(connection).await?.filter(|id| *id != wanted.id) {
-        return Err(not_ours(wanted.id, other));
+    let identifier = pg::system_identifier(&mut *connection).await?;
+    if let Some(claim) = Claim::read(connection, identifier).await? {
+        claim.check(wanted.id)?;
     }
-    sqlx::raw_sql(AssertSqlSafe(script(wanted)?)).execute(&mut *connection).await.or_failed(what)?;
-    let row = sqlx::query(
-        "SELECT (SELECT system_identifier FROM pg_control_system()), \
-         EXISTS (SELECT FROM pg_database WHERE datname = $1)",
-    )
-    .bind(&wanted.server.database)
-    .fetch_one(&mut *connection)
-    .await
-    .or_failed(what)?;
-    let identifier: i64 = row.try_get(0).or_failed(what)?;
-    let exists: bool = row.try_get(1).or_failed(what)?;
-    if !exists {
+    sqlx::raw_sql(AssertSqlSafe(script(wanted, identifier)?)).execute(&mut *connection).await.or_failed(what)?;
+    let exists = "SELECT EXISTS (SELECT FROM pg_database WHERE datname = $1)";
+    let exists = sqlx::query(exists).bind(&wanted.server.database).fetch_one(&mut *connection).await.or_failed(what)?;
+    if !exists.try_get::<bool, _>(0).or_failed(what)? {
+        if wanted.server.tenancy == Tenancy::Shared {
+            // Whoever made it marked it; what is made here would be nobody's.
+            let message = format!("the database `{}` was dropped while it was being set up", wanted.server.database);
+            return Err(Error::failed(message).hint("run the command again"));
+        }
         let create = format!(
             "CREATE DATABASE {} OWNER {} TEMPLATE template0",
             quote::identifier(&wanted.server.database)?,
@@ -80,36 +75,11 @@ pub async fn provision(connection: &mut PgConnection, wanted: &Provision<'_>) ->
             .await
             .or_failed(|| format!("cannot create the database `{}`", wanted.server.database))?;
     }
-    Ok(identifier.cast_unsigned())
-}
-
-/// The identity that the server carries, if it carries one. `connection` is the superuser's, to the database `postgres`.
-pub async fn marker(connection: &mut PgConnection) -> Result<Option<Uuid>> {
-    let what = || "cannot read the server's identity";
-    let row = sqlx::raw_sql("SELECT to_regclass('tfdev.instance') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await
-        .or_failed(what)?;
-    if !row.try_get::<bool, _>(0).or_failed(what)? {
-        return Ok(None);
-    }
-    let rows = sqlx::raw_sql("SELECT id::text FROM tfdev.instance").fetch_all(connection).await.or_failed(what)?;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let text: String = row.try_get(0).or_failed(what)?;
-    text.parse().map(Some).or_failed(what)
-}
-
-/// The error for a server that belongs to another instance.
-pub fn not_ours(expected: Uuid, found: Uuid) -> Error {
-    Error::new(
-        ErrorKind::Refused,
-        format!("the server that answers carries the identity {found}, and this instance is {expected}"),
-    )
-    .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
+    Ok(identifier)
 }
 
 /// One transaction: marker, passwords and role. A plain `DO` body has no parameters, so everything is quoted.
-fn script(wanted: &Provision<'_>) -> Result<String> {
+fn script(wanted: &Provision<'_>, identifier: Option<u64>) -> Result<String> {
     Ok(format!(
         "BEGIN;
          CREATE SCHEMA IF NOT EXISTS tfdev;
@@ -119,12 +89,16 @@ fn script(wanted: &Provision<'_>) -> Result<String> {
              instance text NOT NULL,
              created_at timestamptz NOT NULL DEFAULT now()
          );
-         INSERT INTO tfdev.instance (id, project, instance) VALUES ({id}, {project}, {name}) ON CONFLICT DO NOTHING;
+         ALTER TABLE tfdev.instance ADD COLUMN IF NOT EXISTS system_identifier bigint;
+         INSERT INTO tfdev.instance (id, project, instance, system_identifier)
+             VALUES ({id}, {project}, {name}, {identifier}) ON CONFLICT DO NOTHING;
          {roles}
          COMMIT",
         id = quote::literal(&wanted.id.to_string())?,
         project = quote::literal(&wanted.instance.project)?,
         name = quote::literal(&wanted.instance.name)?,
+        // A whole number; unknown where the role may not read it.
+        identifier = identifier.map_or_else(|| "NULL".to_owned(), |identifier| identifier.cast_signed().to_string()),
         roles = match wanted.server.tenancy {
             Tenancy::Whole => roles_script(wanted.server)?,
             Tenancy::Shared => String::new(),

@@ -4,10 +4,12 @@
 
 use std::io::IsTerminal;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::provision;
 use crate::server::Running;
 
 /// Variables that would send psql elsewhere, or change what it sends.
@@ -17,7 +19,10 @@ const UNWANTED: [&str; 8] =
 /// Runs psql with `arguments` on the settled instance, and gives its exit status.
 pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) -> Result<ExitCode> {
     let running = Running::find(settings, events).await?;
-    let pgpass = running.write_pgpass()?;
+    // What is typed there writes too.
+    let timeout = Duration::from_secs(settings.timeout_seconds.value);
+    provision::close(running.connect(timeout).await?).await;
+    let pgpass = running.password_file()?;
     let server = &running.server;
     let mut command = Command::new("psql");
     command.args(["--host", &server.endpoint.host, "--port", &server.endpoint.port.to_string()]);
@@ -28,8 +33,9 @@ pub async fn psql(settings: &Settings, arguments: &[String], events: &Events) ->
     for (name, value) in server.tls_variables() {
         command.env(name, value);
     }
-    command.env("PGPASSFILE", pgpass).env("PGAPPNAME", "tfdev psql");
-    match run(command) {
+    command.env("PGPASSFILE", pgpass.path()).env("PGAPPNAME", "tfdev psql");
+    let outcome = if pgpass.lasting().is_some() { run(command) } else { wait_for(command) };
+    match outcome {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => beside(&running, arguments, events).await,
         Err(error) => Err(Error::failed("cannot run `psql`").caused_by(error)),
         Ok(code) => Ok(code),
@@ -44,7 +50,12 @@ fn run(mut command: Command) -> std::io::Result<ExitCode> {
 
 /// Runs psql and gives its exit status.
 #[cfg(not(unix))]
-fn run(mut command: Command) -> std::io::Result<ExitCode> {
+fn run(command: Command) -> std::io::Result<ExitCode> {
+    wait_for(command)
+}
+
+/// Runs psql and gives its exit status, for a password file that must go afterwards.
+fn wait_for(mut command: Command) -> std::io::Result<ExitCode> {
     Ok(exit_code(command.status()?.code().unwrap_or(1).into()))
 }
 

@@ -9,19 +9,22 @@ use std::time::{Duration, Instant};
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use sqlx::{PgConnection, Row};
+use uuid::Uuid;
 
 use crate::config::Settings;
 use crate::engine::{self, Endpoint, Engine, Observed, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceRecord, Password, PgpassEntry, Secrets};
+use crate::marker::Marker;
 use crate::pg::{self, Login, Tls};
 use crate::seed::SeedOutcome;
 use crate::spec::SUPERUSER;
 use crate::up::SeedReport;
 
 /// What `pg_stat_activity` shows of tfdev's own sessions.
-const APPLICATION_NAME: &str = "tfdev";
+pub(crate) const APPLICATION_NAME: &str = "tfdev";
 
 /// A running server.
 #[derive(Debug, Clone)]
@@ -40,6 +43,8 @@ pub struct Server {
     pub registry: String,
     /// Who else has databases there.
     pub tenancy: Tenancy,
+    /// The user's own password file, if the password for the project's database is from there.
+    pub password_file: Option<PathBuf>,
 }
 
 /// Who logs in.
@@ -74,6 +79,7 @@ impl Server {
             admin,
             registry: SUPERUSER.to_owned(),
             tenancy: Tenancy::Whole,
+            password_file: None,
         })
     }
 
@@ -103,7 +109,7 @@ impl Server {
     pub fn url(&self) -> String {
         let part = |text: &str| utf8_percent_encode(text, &URL_PART).to_string();
         let host = &self.endpoint.host;
-        let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+        let host = if host.contains(':') { format!("[{host}]") } else { part(host) };
         format!(
             "postgres://{}:{}@{host}:{}/{}",
             part(&self.user.name),
@@ -122,27 +128,36 @@ impl Server {
             Tls::VerifyFull { root_cert } => {
                 vec![("sslmode", "verify-full".to_owned()), ("sslrootcert", root_cert.display().to_string())]
             }
+            Tls::AsGiven(given) => {
+                let files =
+                    [("sslrootcert", &given.root_cert), ("sslcert", &given.client_cert), ("sslkey", &given.client_key)];
+                let files =
+                    files.into_iter().filter_map(|(name, file)| Some((name, file.as_ref()?.display().to_string())));
+                std::iter::once(("sslmode", given.mode.word().to_owned())).chain(files).collect()
+            }
         }
     }
 
     /// Variables for a shell or a `.env` file. The password stands in `DATABASE_URL`, which is what it is for, and else
-    /// in the file that `PGPASSFILE` names.
-    pub fn variables(&self, pgpass: &Path) -> Vec<(&'static str, String)> {
+    /// in the file that `PGPASSFILE` names, if one is kept.
+    pub fn variables(&self, pgpass: Option<&Path>) -> Vec<(&'static str, String)> {
         let variables = [
             ("DATABASE_URL", self.url()),
             ("PGHOST", self.endpoint.host.clone()),
             ("PGPORT", self.endpoint.port.to_string()),
             ("PGDATABASE", self.database.clone()),
             ("PGUSER", self.user.name.clone()),
-            ("PGPASSFILE", pgpass.display().to_string()),
         ];
-        variables.into_iter().chain(self.tls_variables()).collect()
+        let pgpass = pgpass.map(|file| ("PGPASSFILE", file.display().to_string()));
+        variables.into_iter().chain(pgpass).chain(self.tls_variables()).collect()
     }
 
     /// Variables that make libpq encrypt and check who answers; none for a server without TLS.
     pub fn tls_variables(&self) -> Vec<(&'static str, String)> {
         let variable = |parameter| match parameter {
             "sslmode" => "PGSSLMODE",
+            "sslcert" => "PGSSLCERT",
+            "sslkey" => "PGSSLKEY",
             _ => "PGSSLROOTCERT",
         };
         self.tls_parameters().into_iter().map(|(name, value)| (variable(name), value)).collect()
@@ -151,6 +166,33 @@ impl Server {
 
 /// Everything in a part of a URL but what RFC 3986 § 2.3 calls unreserved is encoded.
 const URL_PART: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A password file for programs of libpq.
+#[derive(Debug)]
+pub enum PasswordFile {
+    /// One that stays: ours, or the user's own.
+    Kept(PathBuf),
+    /// One that is removed when this is dropped, because the password is not ours to keep.
+    Temporary(tempfile::NamedTempFile),
+}
+
+impl PasswordFile {
+    /// The file.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Kept(path) => path,
+            Self::Temporary(file) => file.path(),
+        }
+    }
+
+    /// The file, if it outlives this process.
+    pub fn lasting(&self) -> Option<&Path> {
+        match self {
+            Self::Kept(path) => Some(path),
+            Self::Temporary(_) => None,
+        }
+    }
+}
 
 /// An instance that runs, for commands that need one and do not start it.
 pub struct Running {
@@ -180,20 +222,26 @@ impl Running {
         else {
             return Err(instance.not_running(observed.reason.as_deref()));
         };
+        identity::check_record(&instance, Some(&record), &observed)?;
         let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
         Ok(Self { instance, engine, observed, record, server })
     }
 
-    /// Writes the password file for psql and other programs of libpq, and gives its path.
-    pub fn write_pgpass(&self) -> Result<PathBuf> {
+    /// A password file for psql and other programs of libpq.
+    pub fn password_file(&self) -> Result<PasswordFile> {
         let server = &self.server;
-        Secrets::of(&self.instance).write_pgpass(&[PgpassEntry {
-            host: &server.endpoint.host,
+        let entry = PgpassEntry {
+            host: if server.endpoint.host.starts_with('/') { "*" } else { &server.endpoint.host },
             port: server.endpoint.port,
             database: "*",
             user: &server.user.name,
             password: &server.user.password,
-        }])
+        };
+        match (server.tenancy, &server.password_file) {
+            (Tenancy::Whole, _) => Secrets::of(&self.instance).write_pgpass(&[entry]).map(PasswordFile::Kept),
+            (Tenancy::Shared, Some(own)) => Ok(PasswordFile::Kept(own.clone())),
+            (Tenancy::Shared, None) => entry.write_temporary().map(PasswordFile::Temporary),
+        }
     }
 
     /// Notes which data set the database was filled with.
@@ -210,28 +258,60 @@ impl Running {
 
     /// Logs in as the ordinary role and proves whose server it is.
     pub async fn connect(&self, timeout: Duration) -> Result<PgConnection> {
+        if self.record.system_identifier.is_none() {
+            return Err(identity::unknown(&self.instance));
+        }
         let login = self.server.login();
-        let mut connection =
-            pg::connect(&login, Instant::now() + timeout).await.map_err(|error| error.into_error(&login))?;
+        let connected = pg::connect(&login, Instant::now() + timeout).await;
+        let mut connection = connected.map_err(|error| identity::login_failed(error, &login))?;
         self.server.prove(&mut connection, &self.record).await?;
         Ok(connection)
     }
 }
 
 impl Server {
-    /// Fails unless the server is the one on record.
+    /// Fails unless the server is the one on record and, where others have databases too, unless the database that
+    /// `connection` is to carries the instance's marker.
     pub async fn prove(&self, connection: &mut PgConnection, record: &InstanceRecord) -> Result<()> {
-        let what = || "cannot read the server's identity";
-        let row = sqlx::raw_sql("SELECT system_identifier FROM pg_control_system()").fetch_one(connection).await;
-        let found: i64 = row.or_failed(what)?.try_get(0).or_failed(what)?;
-        let found = found.cast_unsigned();
-        match record.system_identifier() {
-            Some(expected) if expected != found => Err(Error::new(
+        let found = pg::system_identifier(&mut *connection).await?;
+        if let (Some(expected), Some(found)) = (record.system_identifier(), found)
+            && expected != found
+        {
+            return Err(Error::new(
                 ErrorKind::Refused,
                 format!("the server that answers has the system identifier {found}, and this instance has {expected}"),
             )
-            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")),
+            .hint("nothing was written; look at what else is on the port: `docker ps`, or `lsof -i :PORT`")
+            .hint(
+                "if it is a copy of this instance's data, load a dump of it instead: `tfdev up`, then `tfdev psql`",
+            ));
+        }
+        match (self.tenancy, record.id()) {
+            (Tenancy::Shared, Some(id)) => prove_marked(connection, id).await,
             _ => Ok(()),
         }
     }
+}
+
+/// Fails unless the database that `connection` is to carries the marker of the instance with this identity.
+async fn prove_marked(connection: &mut PgConnection, id: Uuid) -> Result<()> {
+    let what = || "cannot read the database's marker";
+    let question = "SELECT datname::text, shobj_description(oid, 'pg_database') FROM pg_database \
+                    WHERE datname = current_database()";
+    let row = sqlx::raw_sql(question).fetch_one(connection).await.or_failed(what)?;
+    let name: String = row.try_get(0).or_failed(what)?;
+    let comment: Option<String> = row.try_get(1).or_failed(what)?;
+    match comment.as_deref().and_then(Marker::read) {
+        Some(marker) if marker.id == id => Ok(()),
+        Some(marker) => Err(not_marked(&name, &format!("the marker of the instance {}", marker.id), id)),
+        None => Err(not_marked(&name, "no marker of tfdev", id)),
+    }
+}
+
+fn not_marked(database: &str, found: &str, id: Uuid) -> Error {
+    let message = format!("the database `{database}` carries {found}, and this instance is {id}");
+    Error::new(ErrorKind::Refused, message).hint(
+        "nothing was written; the marker is the database's comment: `SELECT shobj_description(oid, 'pg_database') \
+               FROM pg_database`",
+    )
 }

@@ -14,12 +14,29 @@ use crate::migrate::{self, Source};
 use crate::pg;
 use crate::profile;
 use crate::provision;
-use crate::server::Server;
+use crate::server::{Server, Tenancy};
 use crate::snapshot::{self, LeftOver, Snapshot};
 use crate::up::{MigrationCounts, SeedReport};
 
 /// How long a login may take before the server counts as unhealthy.
 const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+
+/// Bytes of databases and WAL, open client connections but this one, and how many there may be.
+const WHOLE_SERVER: &str = "\
+    SELECT (SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint \
+         + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint, \
+           (SELECT count(*) FROM pg_stat_activity \
+            WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), \
+           current_setting('max_connections')::bigint";
+
+/// The same where others have databases too: the sizes of those with the marker that this one has, which an ordinary role
+/// may ask for.
+const OUR_DATABASES: &str = "\
+    SELECT (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database \
+            WHERE shobj_description(oid, 'pg_database') = (SELECT shobj_description(oid, 'pg_database') \
+                                                           FROM pg_database WHERE datname = current_database()))::bigint, \
+           (SELECT coalesce(sum(numbackends), 1) - 1 FROM pg_stat_database)::bigint, \
+           current_setting('max_connections')::bigint";
 
 /// What `status` found; the keys of [`crate::up::UpReport`] and more (`CLI.md` § Output).
 #[derive(Debug, Serialize)]
@@ -47,6 +64,8 @@ pub struct StatusReport {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not.
+    pub limits_reason: Option<String>,
     /// The host on which the server answers.
     pub host: Option<String>,
     /// The port on which the server answers.
@@ -101,13 +120,22 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
         return Ok(report);
     };
-    let server = engine.server(settings, endpoint, record.root_cert.clone(), events).await?;
+    let server = match engine.server(settings, endpoint, record.root_cert.clone(), events).await {
+        Ok(server) => server,
+        // Only a server of someone else is asked before it is handed out.
+        Err(error) => {
+            report.state = State::Unhealthy;
+            report.reason = Some(error.to_string());
+            return Ok(report);
+        }
+    };
     report.url = Some(server.url());
+    (report.database, report.user) = (server.database.clone(), server.user.name.clone());
     match pg::connect(&server.admin_login(), std::time::Instant::now() + LOGIN_LIMIT).await {
         Ok(mut connection) => {
             server.prove(&mut connection, &record).await?;
             report.state = State::Running;
-            report.measure(settings, &mut connection).await?;
+            report.measure(settings, server.tenancy, &mut connection).await?;
             let overview = snapshot::overview(&mut connection, &server.database).await?;
             (report.snapshots, report.left_overs) = (overview.snapshots, overview.left_overs);
             report.leaked_bytes = overview.leaked_bytes;
@@ -147,6 +175,7 @@ impl StatusReport {
             started: false,
             parts: observed.parts.clone(),
             limits_enforced: observed.limits_enforced,
+            limits_reason: observed.limits_reason.clone(),
             host: observed.endpoint.as_ref().map(|endpoint| endpoint.host.clone()),
             port: observed.endpoint.as_ref().map(|endpoint| endpoint.port),
             database: settings.database.name.value.clone(),
@@ -162,18 +191,13 @@ impl StatusReport {
         }
     }
 
-    async fn measure(&mut self, settings: &Settings, connection: &mut PgConnection) -> Result<()> {
+    async fn measure(&mut self, settings: &Settings, tenancy: Tenancy, connection: &mut PgConnection) -> Result<()> {
         let what = || "cannot measure the server";
-        let row = sqlx::raw_sql(
-            "SELECT (SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint \
-                  + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint, \
-                    (SELECT count(*) FROM pg_stat_activity \
-                     WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), \
-                    current_setting('max_connections')::bigint",
-        )
-        .fetch_one(connection)
-        .await
-        .or_failed(what)?;
+        let question = match tenancy {
+            Tenancy::Whole => WHOLE_SERVER,
+            Tenancy::Shared => OUR_DATABASES,
+        };
+        let row = sqlx::raw_sql(question).fetch_one(connection).await.or_failed(what)?;
         let used: i64 = row.try_get(0).or_failed(what)?;
         let name = self.profile.as_deref().unwrap_or_else(|| settings.profile_name());
         let limits = profile::resolve(name, &settings.profiles)?.limits;

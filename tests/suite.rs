@@ -2,9 +2,14 @@
 //!
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
+//! - `export` is a database in one file, from one engine to another, and files that an enemy made.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
-//! - `native` is what only the native engine has.
+//! - `hooks` is one database state for each branch of a git repository.
+//! - `identity` is about servers, volumes and data folders that are not the instance's own.
+//! - `native` is what only the native engine has, and `external` what a server of someone else has.
+//! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
+//! - `snapshot` is about snapshots, restore and reset, kills at every point included.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
 //! What must hold: no test leaves a container, a volume, a server or a data folder behind, not even one that fails; tests
@@ -14,9 +19,17 @@
 
 mod cli;
 mod contract;
+mod export;
+mod external;
 mod faults;
+mod hooks;
+mod identity;
 mod native;
 #[cfg(unix)]
 mod readme;
+#[cfg(target_os = "linux")]
+mod remote;
 mod skipped;
+#[cfg(unix)]
+mod snapshot;
 mod support;

@@ -4,8 +4,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    completions, compose, config as config_command, destroy, down, env, image, init, logs, man, migrate, psql, reset,
-    seed, snapshot, status, up, url,
+    completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate, psql,
+    reset, seed, snapshot, status, up, url,
 };
 #[cfg(unix)]
 use super::commands::{fresh, test};
@@ -112,6 +112,8 @@ pub enum Command {
     /// Run a test command with a database of its own
     #[cfg(unix)]
     Test(test::Test),
+    /// Keep one database state for each branch, by a git hook
+    Hooks(hooks::Hooks),
     /// Get, build, load or save the server's image
     Image(image::Image),
     /// Print the Compose file that equals the instance
@@ -124,9 +126,18 @@ pub enum Command {
     Completions(completions::Completions),
     /// Print the manual pages
     Man(man::Man),
+    /// Write the log of a server of the native engine, which starts this by itself
+    #[cfg(unix)]
+    #[command(hide = true)]
+    WriteLog,
 }
 
 impl Command {
+    /// Whether git called, which is to go on whatever happens here.
+    pub(super) fn is_of_git(&self) -> bool {
+        matches!(self, Self::Hooks(command) if command.is_run())
+    }
+
     /// Whether the command passes Ctrl-C on to a program of its own.
     pub(super) fn handles_interrupts(&self) -> bool {
         match self {
@@ -166,6 +177,8 @@ pub(super) fn flags(matches: &ArgMatches, global: &Global) -> Result<Flags> {
         image: of_some("image")?,
         port: of_some("port")?,
         dataset: of_some("dataset")?,
+        external_url: config::variable_of("external_url")?,
+        external_allow_remote: config::variable_of("external_allow_remote")?,
         timeout: origin.of("timeout", "timeout", global.timeout.clone()),
         yes: global.yes.then(|| Setting::flag("yes", true)),
     })

@@ -7,8 +7,10 @@ pub mod args;
 mod commands;
 mod exit;
 mod output;
+mod password;
 mod progress;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -45,8 +47,13 @@ pub fn main() -> ExitCode {
         Err(error) => return exit::of_usage(&error, config::json()),
     };
     let output = Output::new(&arguments.global);
+    let is_of_git = arguments.command.is_of_git();
     match run(&matches, arguments, &output) {
         Ok(code) => code,
+        Err(error) if is_of_git => {
+            output.failed_hook(&error);
+            ExitCode::SUCCESS
+        }
         Err(error) => {
             output.error(&error);
             exit::code(error.kind())
@@ -59,6 +66,8 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         // These need no project.
         Command::Completions(command) => return commands::completions::run(&command, output),
         Command::Man(command) => return commands::man::run(&command, output),
+        #[cfg(unix)]
+        Command::WriteLog => return commands::write_log::run(),
         _ => {}
     }
     let mut flags = args::flags(matches, &arguments.global)?;
@@ -66,7 +75,9 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         let test = || config::Setting::default_value(crate::fresh::TEST_INSTANCE.to_owned());
         flags.instance.get_or_insert_with(test);
     }
-    let settings = Settings::resolve(&flags, &Environment::read()?)?;
+    let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    settings.passwords.ask = password::way_to_ask(output.json);
+    settings.own_program = own_program();
     let events = progress::events(output);
     let session = Session { settings, events, output: output.clone() };
     // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.
@@ -79,15 +90,24 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
             return commands::run(arguments.command, &session).await;
         }
         tokio::select! {
-            result = commands::run(arguments.command, &session) => result,
+            // In this order: before the command does anything, signals are waited for.
+            biased;
             () = interrupted() => Err(Error::new(ErrorKind::Interrupted, "interrupted")
                 .hint("run the same command again: it goes on from where this one was")),
+            result = commands::run(arguments.command, &session) => result,
         }
     });
     runtime.block_on(crate::engine::settle(CLEANUP_LIMIT));
     // A blocking read of the terminal must not keep the program from ending.
     runtime.shutdown_background();
     result
+}
+
+/// This program, for another process of it. Linux finds it also after it was replaced, and in a folder that another user
+/// cannot reach into.
+fn own_program() -> Option<PathBuf> {
+    let itself = PathBuf::from("/proc/self/exe");
+    if itself.exists() { Some(itself) } else { std::env::current_exe().ok() }
 }
 
 /// Waits for Ctrl-C or, where there is such a thing, for SIGTERM.

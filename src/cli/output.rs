@@ -101,6 +101,12 @@ impl Output {
         }
     }
 
+    /// Says on one line that a hook did not do its work.
+    pub(super) fn failed_hook(&self, error: &Error) {
+        let text = format!("the database was not switched with the branch: {error}");
+        self.line("tfdev:", YELLOW, &text.replace(['\n', '\r'], " "));
+    }
+
     /// Asks before something is removed. Without a terminal, and without `--yes`, the answer is a refusal.
     pub(crate) fn confirm(&self, question: &str) -> Result<()> {
         if self.assume_yes {

@@ -7,8 +7,9 @@ use std::process::{Command, ExitCode};
 
 use directories::{BaseDirs, ProjectDirs};
 
-use super::{DockerEnvironment, FILE_NAME, Setting};
+use super::{DockerEnvironment, FILE_NAME, PasswordEnvironment, Setting};
 use crate::error::{Context, Error, ErrorKind, Result};
+use crate::instance::Password;
 use crate::pg::connect::UNWANTED_VARIABLES;
 
 /// The surroundings of the process, as far as they settle anything. Tests make one by hand.
@@ -29,6 +30,10 @@ pub struct Environment {
     pub docker: DockerEnvironment,
     /// `PATH`.
     pub search_path: Option<OsString>,
+    /// Where the password for an external server may be.
+    pub passwords: PasswordEnvironment,
+    /// The name of this machine; empty if it has none.
+    pub machine: String,
     /// `NO_COLOR` is set and not empty.
     pub no_color: bool,
 }
@@ -63,8 +68,38 @@ impl Environment {
         };
         let user_file = folders.as_ref().map(|folders| folders.config_dir().join(FILE_NAME));
         let search_path = variable("PATH");
-        Ok(Self { current_dir, home_dir, user_file, state_dir, cache_dir, docker, search_path, no_color: no_color() })
+        let passwords = PasswordEnvironment {
+            variable: text("PGPASSWORD")?.map(Password::new),
+            file: path("PGPASSFILE").or_else(|| home_dir.as_ref().map(|home| home.join(".pgpass"))),
+            ask: None,
+        };
+        let no_color = no_color();
+        let machine = machine();
+        Ok(Self {
+            current_dir,
+            home_dir,
+            user_file,
+            state_dir,
+            cache_dir,
+            docker,
+            search_path,
+            passwords,
+            machine,
+            no_color,
+        })
     }
+}
+
+/// The name of this machine.
+#[cfg(unix)]
+fn machine() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The name of this machine.
+#[cfg(not(unix))]
+fn machine() -> String {
+    variable("COMPUTERNAME").map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
 /// Whether `NO_COLOR` asks for plain text, also for errors that come before anything else is read.

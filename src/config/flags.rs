@@ -21,6 +21,10 @@ pub struct Flags {
     pub port: Option<Setting<String>>,
     /// `--dataset`.
     pub dataset: Option<Setting<String>>,
+    /// `TFDEV_EXTERNAL_URL`: there is no flag, because arguments can be read by others.
+    pub external_url: Option<Setting<String>>,
+    /// `TFDEV_EXTERNAL_ALLOW_REMOTE`.
+    pub external_allow_remote: Option<Setting<String>>,
     /// `--timeout`, in seconds.
     pub timeout: Option<Setting<String>>,
     /// `--yes`.
@@ -39,6 +43,8 @@ impl Flags {
             port: variable_of("port")?,
             dataset: variable_of("dataset")?,
             timeout: variable_of("timeout")?,
+            external_url: variable_of("external_url")?,
+            external_allow_remote: variable_of("external_allow_remote")?,
             yes: None,
         })
     }
@@ -52,6 +58,8 @@ impl Flags {
             ("docker.image", &self.image),
             ("database.port", &self.port),
             ("seed.dataset", &self.dataset),
+            ("external.url", &self.external_url),
+            ("external.allow_remote", &self.external_allow_remote),
             ("timeout", &self.timeout),
         ];
         let yes = self.yes.clone().map(|yes| ("yes", yes.map(|value| value.to_string())));

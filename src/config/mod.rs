@@ -25,14 +25,18 @@ mod tests;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::PathBuf;
+
+use crate::error::Result;
+use crate::instance::Password;
 
 #[cfg(all(debug_assertions, unix))]
 pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
 pub(crate) use names::{is_instance, nearest};
-pub(crate) use server_setting::{is_on, size_in_bytes};
+pub(crate) use server_setting::{is_on, same_setting, size_in_bytes};
 pub use template::template;
 
 /// Name of the project's file, and of the user's file in the configuration folder.
@@ -146,6 +150,20 @@ pub struct DockerEnvironment {
     pub runtime_dir: Option<PathBuf>,
 }
 
+/// Asks whoever sits at the terminal for a password, after showing the text; `None` without a terminal.
+pub type AskPassword = fn(&str) -> Result<Option<Password>>;
+
+/// Where the password for an external server may be, taken from the environment once (libpq's places).
+#[derive(Debug, Clone, Default)]
+pub struct PasswordEnvironment {
+    /// `PGPASSWORD`.
+    pub variable: Option<Password>,
+    /// `PGPASSFILE`, or `~/.pgpass`.
+    pub file: Option<PathBuf>,
+    /// Asks for it, where there is someone to ask.
+    pub ask: Option<AskPassword>,
+}
+
 /// The `[database]` section.
 #[derive(Debug, Clone)]
 pub struct DatabaseSettings {
@@ -216,6 +234,8 @@ pub struct Settings {
     pub image: Option<Setting<String>>,
     /// Where Docker is.
     pub docker: DockerEnvironment,
+    /// `docker.publish`: the address of Docker's machine that the port is published on.
+    pub docker_publish: Option<Setting<IpAddr>>,
     /// `native.bin_dir`.
     pub native_bin_dir: Option<Setting<PathBuf>>,
     /// `native.user`.
@@ -224,6 +244,10 @@ pub struct Settings {
     pub external_url: Option<Setting<String>>,
     /// `external.allow_remote`.
     pub external_allow_remote: Option<Setting<String>>,
+    /// Where the password for an external server may be.
+    pub passwords: PasswordEnvironment,
+    /// The name of this machine; empty if it has none.
+    pub machine: String,
     /// The folder of the migrations, absolute; `None` means the built-in TaskFlow schema.
     pub migrations_dir: Option<Setting<PathBuf>>,
     /// The data set: a built-in name, `none`, or a file or folder under `seeds/`.
@@ -251,6 +275,8 @@ pub struct Settings {
     /// When the engine is to fail, for tests (`crate::engine::fault`).
     #[cfg(debug_assertions)]
     pub fault: Option<String>,
+    /// The program of tfdev, if that is what this process runs: the native engine has it write the server's log.
+    pub own_program: Option<PathBuf>,
     /// All settled values in the order of the reference, for `config show`: key, value as written, origin. The value of
     /// a key that is not set and has no default is empty.
     pub listing: Vec<(String, Setting<String>)>,

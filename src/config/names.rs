@@ -9,6 +9,7 @@ use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 
 use super::problem::Fault;
+use crate::pg::url::ServerUrl;
 
 /// Longest key of a project. With the longest instance and what is put around both, names stay far below the 255 bytes
 /// that file systems and Docker take.
@@ -32,6 +33,12 @@ fn is_lower_or_digit(character: char) -> bool {
 
 fn is_key_character(character: char) -> bool {
     is_lower_or_digit(character) || matches!(character, '_' | '-')
+}
+
+/// Checks an address to listen on.
+pub(super) fn address(text: &str) -> Result<(), Fault> {
+    let expected = "an address such as \"127.0.0.1\", or \"0.0.0.0\" for all";
+    text.parse::<std::net::IpAddr>().map(drop).map_err(|_| Fault::expected(expected, format_args!("{text:?}")))
 }
 
 /// Checks a project's key.
@@ -220,7 +227,10 @@ pub(super) fn server_url(text: &str) -> Result<(), Fault> {
             .is_some_and(|(_, rest)| rest.is_empty() || rest.strip_prefix(':').is_some_and(port_fits)),
         None => host.split_once(':').is_none_or(|(_, port)| port_fits(port)),
     };
-    if host_fits && !path.contains(['/', '@']) { Ok(()) } else { Err(shape()) }
+    if !host_fits || path.contains(['/', '@']) {
+        return Err(shape());
+    }
+    ServerUrl::parse(text).map(|_| ()).map_err(Fault::new)
 }
 
 /// Checks `host/database`, the name of a server that is not on this machine.

@@ -76,6 +76,7 @@ pub(super) const KEYS: &[Key] = &[
     key("database.user", Kind::Text(names::user)),
     key("database.port", Kind::Port),
     key("docker.image", Kind::Text(names::image)),
+    key("docker.publish", Kind::Text(names::address)),
     key("native.bin_dir", Kind::Path),
     key("native.user", Kind::Text(names::system_user)),
     key("external.url", Kind::Text(names::server_url)),

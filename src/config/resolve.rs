@@ -114,10 +114,13 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         },
         image: optional("docker.image"),
         docker: environment.docker.clone(),
+        docker_publish: optional("docker.publish").map(|setting| setting.map(|text| text.parse().expect(CHECKED))),
         native_bin_dir: path("native.bin_dir"),
         native_user: optional("native.user"),
         external_url: optional("external.url"),
         external_allow_remote: optional("external.allow_remote"),
+        passwords: environment.passwords.clone(),
+        machine: environment.machine.clone(),
         migrations_dir: path("migrations.dir"),
         dataset: text("seed.dataset"),
         snapshots: SnapshotSettings { auto: number("snapshots.auto"), standby: truth("snapshots.standby") },
@@ -140,6 +143,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         search_path: environment.search_path.clone(),
         #[cfg(debug_assertions)]
         fault: super::environment::fault(),
+        own_program: None,
         listing: Vec::new(),
         project_dir: project_dir.value.clone(),
     };

@@ -242,6 +242,15 @@ pub(crate) fn is_on(value: &str) -> bool {
     truth(&Raw::Text(value.to_owned())) == Some(true)
 }
 
+/// Says whether the checked value of a setting is what the server shows in `pg_settings.setting`, which has no units.
+pub(crate) fn same_setting(name: &str, checked: &str, shown: &str) -> bool {
+    let unit = TABLE.get(name).map_or("", |definition| definition.unit);
+    match (amount(checked, unit), amount(shown, unit)) {
+        (Some(checked), Some(shown)) => (checked - shown).abs() < 1e-9,
+        _ => checked == shown,
+    }
+}
+
 /// The bytes of a checked value of a size setting; `None` if the setting is no size.
 pub(crate) fn size_in_bytes(name: &str, value: &str) -> Option<u64> {
     let definition = TABLE.get(name)?;
@@ -344,6 +353,15 @@ mod tests {
         assert!(check("Work_Mem", &text("8MB")).unwrap_err().hint.unwrap().contains("`work_mem`"));
         assert!(refusal("a b; c", &text("8MB")).contains("not the name"));
         assert_eq!(check("neon_something_of_their_own", &Raw::Bool(true)).unwrap(), "on");
+    }
+
+    #[test]
+    fn a_value_is_compared_with_what_the_server_shows() {
+        assert!(same_setting("shared_buffers", "128MB", "16384") && !same_setting("shared_buffers", "128MB", "128"));
+        assert!(
+            same_setting("log_min_duration_statement", "1s", "1000") && same_setting("log_statement", "all", "all")
+        );
+        assert!(!same_setting("log_statement", "all", "none") && same_setting("max_connections", "20", "20"));
     }
 
     #[test]

@@ -23,6 +23,7 @@ port = "auto"                   # auto: 5432 if free, else assigned and kept; or
 
 [docker]
 image = "postgres:15-alpine"
+publish = "127.0.0.1"
 
 [native]
 bin_dir = "/usr/lib/postgresql/15/bin"
@@ -104,6 +105,8 @@ impl World {
             cache_dir: Setting::default_value(self.root().join("cache")),
             docker: DockerEnvironment::default(),
             search_path: None,
+            passwords: PasswordEnvironment::default(),
+            machine: "machine".to_owned(),
             no_color: false,
         }
     }
@@ -166,7 +169,7 @@ fn the_example_of_the_reference_is_taken() {
     assert_eq!(settings.migrations_dir.unwrap().value, world.project().join("migrations"));
     assert_eq!(settings.profiles["perf"].extends.as_ref().unwrap().value, "prod");
     assert_eq!(settings.profiles["perf"].settings["random_page_cost"].value, "1.1");
-    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(28));
+    assert_eq!(settings.profiles["dev"].settings["work_mem"].origin, world.origin(29));
     // Every key of the table that may stand in a file is in the example, so neither forgets one.
     let table: toml::Table = toml::from_str(REFERENCE_EXAMPLE).unwrap();
     for key in KEYS.iter().filter(|key| !matches!(key.place, Place::Flag(_))) {
@@ -239,6 +242,8 @@ fn all_flags_arrive() {
         image: given("image", "registry.example.org:5000/pg/postgres:15@sha256:0123456789abcdef0123456789abcdef"),
         port: given("port", "5433"),
         dataset: given("dataset", "none"),
+        external_url: given("external-url", "postgres://me@host/db"),
+        external_allow_remote: None,
         timeout: given("timeout", "7"),
         yes: Some(Setting::flag("yes", true)),
     };

@@ -1,12 +1,13 @@
 //! Which engine an instance gets.
 //!
 //! What must hold: an instance stays on the engine that made it; with `auto` a new one gets Docker if that can run it, else
-//! PostgreSQL 15 of this machine, else an error with both reasons; and the reason can be told.
+//! PostgreSQL 15 of this machine, else an error with both reasons; a server of someone else only when it is asked for; and the reason can be told.
 
 use std::time::Duration;
 
 use super::docker::DockerEngine;
 use super::docker::connect::connect;
+use super::external::ExternalEngine;
 use super::{Engine, EngineKind, Source, State};
 use crate::config::{EngineChoice, Settings};
 use crate::error::{Error, ErrorKind, Result};
@@ -88,10 +89,7 @@ impl Candidates<'_> {
             EngineChoice::Auto => None,
             EngineChoice::Docker => Some(EngineKind::Docker),
             EngineChoice::Native => Some(EngineKind::Native),
-            EngineChoice::External => {
-                return Err(Error::new(ErrorKind::NoEngine, "this version of tfdev has no external engine")
-                    .hint(format!("`{}` asks for it; use `docker` or `native`", asked.origin)));
-            }
+            EngineChoice::External => Some(EngineKind::External),
         };
         let has = self.has_instance(wanted).await?;
         match (wanted, has) {
@@ -109,6 +107,7 @@ impl Candidates<'_> {
         let kind = match record.as_ref().and_then(|record| record.engine) {
             Some(EngineChoice::Docker) => EngineKind::Docker,
             Some(EngineChoice::Native) => EngineKind::Native,
+            Some(EngineChoice::External) => EngineKind::External,
             _ => {
                 let Ok(native) = native(self.settings, self.instance, self.events) else { return Ok(None) };
                 let there = native.observe().await?.state != State::Absent;
@@ -136,6 +135,10 @@ impl Candidates<'_> {
         match kind {
             EngineKind::Docker => self.docker().await,
             EngineKind::Native => native(self.settings, self.instance, self.events),
+            EngineKind::External => {
+                let engine = ExternalEngine::new(self.instance.clone(), self.settings, self.events.clone())?;
+                Ok(Box::new(engine))
+            }
         }
     }
 
@@ -177,8 +180,8 @@ impl Candidates<'_> {
         )
         .hint(format!("go on with `--engine {has}`"))
         .hint(format!(
-            "or move its data: `pg_dump \"$(tfdev url --engine {has})\"`, `tfdev destroy --engine {has}`, \
-             `tfdev up --engine {wanted}`, then load the dump with `tfdev psql`"
+            "or move its data: `tfdev snapshot export moved.tfsnap --engine {has}`, `tfdev destroy --engine {has}`, \
+             `tfdev up --engine {wanted}`, `tfdev snapshot import moved.tfsnap`, `tfdev snapshot restore moved`"
         ))
         .hint("or keep both: `--instance NAME` makes another one")
     }

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use async_trait::async_trait;
 
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Source, StartRequest, Started,
 };
@@ -19,8 +20,20 @@ use crate::event::Events;
 use crate::server::Server;
 
 /// The calls of an engine that can fail, by their names.
-pub const STEPS: [&str; 11] =
-    ["observe", "source", "start", "server", "check_alive", "flush", "run", "stop", "destroy", "logs", "interactive"];
+pub const STEPS: [&str; 12] = [
+    "observe",
+    "source",
+    "start",
+    "server",
+    "check_alive",
+    "flush",
+    "run",
+    "stream",
+    "stop",
+    "destroy",
+    "logs",
+    "interactive",
+];
 
 /// The file in the state folder that says which cue was reached.
 pub const MARK: &str = "fault-reached";
@@ -109,8 +122,6 @@ impl FaultEngine {
         if self.cue.step != step || self.cue.when != when {
             return Ok(());
         }
-        // Whoever waits for an interrupt gets to wait for it before anyone knows of the stall.
-        tokio::task::yield_now().await;
         std::fs::write(&self.mark, step).or_failed(|| format!("cannot write `{}`", self.mark.display()))?;
         match self.cue.fault {
             Fault::Fail => Err(Error::failed(format!("`{step}` failed on cue")).hint("unset `TFDEV_FAULT`")),
@@ -184,6 +195,10 @@ impl Engine for FaultEngine {
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {
         self.call("run", self.inner.run(command, stdin)).await
+    }
+
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        self.call("stream", self.inner.stream(command, input)).await
     }
 
     async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64> {

@@ -7,11 +7,13 @@
 mod choice;
 pub mod cluster;
 pub mod docker;
+pub mod external;
 #[cfg(debug_assertions)]
 pub mod fault;
 #[cfg(unix)]
 pub mod native;
 pub mod ports;
+pub mod program;
 
 pub use choice::{Chosen, choose, choose_for_up};
 
@@ -22,8 +24,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use uuid::Uuid;
 
+use self::program::{Input, Program};
 use crate::config::{EngineChoice, Setting, Settings};
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::Password;
 use crate::server::Server;
@@ -38,6 +41,8 @@ pub enum EngineKind {
     Docker,
     /// PostgreSQL 15 programs of this machine.
     Native,
+    /// A server by URL, which someone else runs.
+    External,
 }
 
 impl fmt::Display for EngineKind {
@@ -45,6 +50,7 @@ impl fmt::Display for EngineKind {
         formatter.write_str(match self {
             Self::Docker => "docker",
             Self::Native => "native",
+            Self::External => "external",
         })
     }
 }
@@ -54,6 +60,7 @@ impl From<EngineKind> for EngineChoice {
         match kind {
             EngineKind::Docker => Self::Docker,
             EngineKind::Native => Self::Native,
+            EngineKind::External => Self::External,
         }
     }
 }
@@ -110,12 +117,14 @@ pub struct Parts {
     pub image: Option<String>,
     /// The data folder, if it is a folder of this machine.
     pub data_dir: Option<PathBuf>,
+    /// The database with tfdev's own records, on a server of someone else.
+    pub registry: Option<String>,
 }
 
 impl Parts {
     /// Whether there is data that outlives the server.
     pub fn has_data(&self) -> bool {
-        self.volume.is_some() || self.data_dir.is_some()
+        self.volume.is_some() || self.data_dir.is_some() || self.registry.is_some()
     }
 }
 
@@ -136,6 +145,8 @@ pub struct Observed {
     pub parts: Parts,
     /// Whether the engine holds the server to the profile's limits on memory and processor time.
     pub limits_enforced: bool,
+    /// Why it does not, in words.
+    pub limits_reason: Option<String>,
     /// Why the server is not running, in words.
     pub reason: Option<String>,
 }
@@ -200,6 +211,11 @@ pub struct StartRequest {
     pub certificate: Option<ServerCertificate>,
 }
 
+/// The error for what an external server cannot do; `what` reads after "can't", `why` after "because".
+pub fn cannot(what: &str, why: &str) -> Error {
+    Error::new(ErrorKind::Refused, format!("the external engine can't {what}, because {why}"))
+}
+
 /// Takes the next bytes of a log.
 pub type LogReceiver<'a> = dyn FnMut(&[u8]) -> Result<()> + Send + 'a;
 
@@ -248,6 +264,11 @@ pub trait Engine: Send + Sync {
 
     /// Runs a program beside the server, as the server's user where that matters. Secrets go in by `stdin` only.
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput>;
+
+    /// Starts a program beside the server, as the server's user, whose output is read while it runs. It ends when the
+    /// returned value is dropped and when this process dies, however that happens. `sh` and the server's programs are
+    /// found by their names.
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program>;
 
     /// Runs a program beside the server on this process's own input and output; `terminal` if both are one. Returns its
     /// exit status.

@@ -54,6 +54,7 @@ async fn server(login: &Login) -> Server {
         user: role(&user, USER_PASSWORD),
         admin: role(&login.user, &login.password),
         registry: login.database.clone(),
+        password_file: None,
         tenancy: Tenancy::Whole,
     }
 }

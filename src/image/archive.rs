@@ -4,7 +4,7 @@
 //! before, and no other file.
 
 use std::io::{BufReader, Read as _, Seek as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
@@ -18,6 +18,7 @@ use super::{Image, ImageSource, find};
 use crate::engine::docker::errors::{self, failed};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::{Event, Events, Progress, Unit};
+use crate::partial_file::PartialFile;
 
 /// How much of a file is read at once.
 const CHUNK: usize = 256 * 1024;
@@ -77,76 +78,28 @@ pub async fn save(docker: &Docker, reference: &str, path: &Path, events: &Events
             .hint(format!("`tfdev image ensure` gets one, `docker pull {reference}` this one"))
     })?;
     events.started(format!("Saving `{reference}` as `{}`", path.display()));
-    let target = Partial::beside(path)?;
-    let size = target.fill(docker, &image, events).await?;
-    target.take_name(path)?;
+    let target = PartialFile::beside(path, "postgres.tar")?;
+    let size = fill(&target, docker, &image, path, events).await?;
+    target.take_name()?;
     events.finished(format!("Saved `{reference}` as `{}` ({} MB)", path.display(), size / 1_000_000), began.elapsed());
     Ok(size)
 }
 
-/// A file that is being written, removed unless it took its name.
-struct Partial {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Partial {
-    fn beside(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        if path.is_dir() {
-            return Err(Error::bad_input(format!("`{shown}` is a folder"))
-                .hint(format!("name a file, for example `{}`", path.join("postgres.tar").display())));
-        }
-        let Some(name) = path.file_name() else {
-            return Err(Error::bad_input(format!("`{shown}` names no file")));
-        };
-        let folder = folder_of(path);
-        if !folder.is_dir() {
-            return Err(Error::bad_input(format!("there is no folder `{}`", folder.display()))
-                .hint(format!("`mkdir -p {}`", folder.display())));
-        }
-        let name = format!(".{}.{}.partial", name.to_string_lossy(), uuid::Uuid::new_v4().simple());
-        Ok(Self { path: folder.join(name), kept: false })
+/// Writes the image to `target`; returns how many bytes that are.
+async fn fill(target: &PartialFile, docker: &Docker, image: &Image, path: &Path, events: &Events) -> Result<u64> {
+    let unwritable = || format!("cannot write `{}`", path.display());
+    let mut file = tokio::fs::File::from_std(target.file()?);
+    let mut bytes = std::pin::pin!(docker.export_image(&image.reference));
+    let mut written = 0;
+    while let Some(chunk) = bytes.next().await {
+        let chunk = chunk.map_err(|error| failed(&format!("save the image `{}`", image.reference), error))?;
+        file.write_all(&chunk).await.or_failed(unwritable)?;
+        written += chunk.len() as u64;
+        events.send(progress("image:save", "Saving", written, Some(image.size_bytes.max(written)), false));
     }
-
-    async fn fill(&self, docker: &Docker, image: &Image, events: &Events) -> Result<u64> {
-        let unwritable = || format!("cannot write `{}`", self.path.display());
-        let mut file = tokio::fs::File::create_new(&self.path).await.or_failed(unwritable)?;
-        let mut bytes = std::pin::pin!(docker.export_image(&image.reference));
-        let mut written = 0;
-        while let Some(chunk) = bytes.next().await {
-            let chunk = chunk.map_err(|error| failed(&format!("save the image `{}`", image.reference), error))?;
-            file.write_all(&chunk).await.or_failed(unwritable)?;
-            written += chunk.len() as u64;
-            events.send(progress("image:save", "Saving", written, Some(image.size_bytes.max(written)), false));
-        }
-        file.flush().await.or_failed(unwritable)?;
-        file.sync_all().await.or_failed(unwritable)?;
-        events.send(progress("image:save", "Saving", written, Some(written), true));
-        Ok(written)
-    }
-
-    fn take_name(mut self, path: &Path) -> Result<()> {
-        std::fs::rename(&self.path, path).or_failed(|| format!("cannot write `{}`", path.display()))?;
-        self.kept = true;
-        // So that the name survives a power cut too. Not every platform can sync a folder; the file itself is safe.
-        if let Ok(folder) = std::fs::File::open(folder_of(path)) {
-            let _ = folder.sync_all();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+    file.flush().await.or_failed(unwritable)?;
+    events.send(progress("image:save", "Saving", written, Some(written), true));
+    Ok(written)
 }
 
 /// Opens the file at `path` if it can be an image archive; gives its size too.
@@ -315,32 +268,5 @@ mod tests {
         let error = check_archive(&path).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::BadInput);
         assert!(error.to_string().contains("cut off"), "{error}");
-    }
-
-    #[test]
-    fn a_partial_file_goes_unless_it_took_its_name() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("image.tar");
-        std::fs::write(&path, "before").unwrap();
-        let partial = Partial::beside(&path).unwrap();
-        std::fs::write(&partial.path, "half").unwrap();
-        drop(partial);
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "before");
-        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
-
-        let partial = Partial::beside(&path).unwrap();
-        std::fs::write(&partial.path, "whole").unwrap();
-        partial.take_name(&path).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "whole");
-        assert_eq!(folder.path().read_dir().unwrap().count(), 1);
-    }
-
-    #[test]
-    fn a_folder_is_never_overwritten() {
-        let folder = tempfile::tempdir().unwrap();
-        let error = Partial::beside(folder.path()).err().unwrap();
-        assert_eq!(error.kind(), ErrorKind::BadInput);
-        let error = Partial::beside(&folder.path().join("none/a.tar")).err().unwrap();
-        assert!(error.hints()[0].contains("mkdir -p"));
     }
 }

@@ -133,7 +133,11 @@ fn open(path: &Path) -> Result<File> {
 }
 
 fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    match file.try_lock() {
+    locked(file.try_lock(), path)
+}
+
+fn locked(attempt: std::result::Result<(), TryLockError>, path: &Path) -> Result<bool> {
+    match attempt {
         Ok(()) => Ok(true),
         Err(TryLockError::WouldBlock) => Ok(false),
         Err(TryLockError::Error(error)) => Err(cannot_lock(error, path)),
@@ -279,8 +283,15 @@ mod tests {
 
     #[test]
     fn a_file_system_without_locks_says_where_to_go() {
-        let error = cannot_lock(io::Error::from(io::ErrorKind::Unsupported), Path::new("/net/state/app/dev.lock"));
-        assert_eq!(error.to_string(), "the file system of `/net/state/app` cannot lock files");
-        assert!(error.hints()[0].contains("TFDEV_STATE_DIR"));
+        // What flock(2) gives on a network file system without a lock service, and on one that has no locks at all.
+        #[cfg(unix)]
+        for number in [rustix::io::Errno::NOLCK, rustix::io::Errno::OPNOTSUPP, rustix::io::Errno::NOSYS] {
+            let failed = Err(TryLockError::Error(number.into()));
+            let error = locked(failed, Path::new("/net/state/app/dev.lock")).unwrap_err();
+            assert_eq!(error.to_string(), "the file system of `/net/state/app` cannot lock files");
+            assert!(error.causes()[0].contains(&io::Error::from(number).to_string()), "{error:?}");
+            assert!(error.hints()[0].contains("TFDEV_STATE_DIR"));
+        }
+        assert!(!locked(Err(TryLockError::WouldBlock), Path::new("/x")).unwrap());
     }
 }

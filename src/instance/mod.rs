@@ -134,7 +134,7 @@ fn cannot(what: &str, path: &Path) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::{DockerEnvironment, Environment, Flags, Setting};
+    use crate::config::{DockerEnvironment, Environment, Flags, PasswordEnvironment, Setting};
 
     /// The settings of a project folder with this `tfdev.toml`, records below `root`.
     pub(crate) fn settings(root: &Path, folder: &str, file: &str) -> Settings {
@@ -149,6 +149,8 @@ pub(crate) mod tests {
             cache_dir: Setting::default_value(root.join("cache")),
             docker: DockerEnvironment::default(),
             search_path: None,
+            passwords: PasswordEnvironment::default(),
+            machine: "machine".to_owned(),
             no_color: false,
         };
         Settings::resolve(&Flags::default(), &environment).unwrap()

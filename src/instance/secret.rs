@@ -5,7 +5,7 @@
 
 use std::fmt;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rand::TryRng;
@@ -72,6 +72,15 @@ pub struct PgpassEntry<'a> {
 }
 
 impl PgpassEntry<'_> {
+    /// Writes a file with this entry alone, readable for its owner, that is removed when it is dropped.
+    pub fn write_temporary(&self) -> Result<tempfile::NamedTempFile> {
+        let what = || "cannot write a password file for PostgreSQL's programs";
+        let mut file = tempfile::Builder::new().prefix("tfdev-").tempfile().or_failed(what)?;
+        file.write_all(self.line().as_bytes()).or_failed(what)?;
+        file.flush().or_failed(what)?;
+        Ok(file)
+    }
+
     /// The line as libpq reads it: `:` and `\` have a backslash in front, and a lone `*` means all.
     fn line(&self) -> String {
         let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");

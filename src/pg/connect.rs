@@ -15,6 +15,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout, timeout_at};
 
+use super::url::TlsMode;
 use crate::error::{Error, ErrorKind};
 
 /// Variables that sqlx reads into every login with no way for us to clear them. `PGOPTIONS` would change our sessions,
@@ -41,6 +42,44 @@ pub enum Tls {
         /// The certificate authority's certificate, a PEM file.
         root_cert: PathBuf,
     },
+    /// As the URL of someone else's server says.
+    AsGiven(TlsParameters),
+}
+
+/// libpq's parameters of encryption.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsParameters {
+    /// `sslmode`.
+    pub mode: TlsMode,
+    /// `sslrootcert`.
+    pub root_cert: Option<PathBuf>,
+    /// `sslcert`.
+    pub client_cert: Option<PathBuf>,
+    /// `sslkey`.
+    pub client_key: Option<PathBuf>,
+}
+
+impl TlsParameters {
+    /// The modes of sqlx in the order in which libpq would try them: sqlx has no `allow`, tries no plain connection
+    /// where `prefer` was refused, and does not take a root certificate as a wish to check.
+    fn attempts(&self) -> Vec<PgSslMode> {
+        match self.mode {
+            TlsMode::Disable => vec![PgSslMode::Disable],
+            TlsMode::Allow => vec![PgSslMode::Disable, PgSslMode::Require],
+            TlsMode::Prefer => vec![PgSslMode::Prefer, PgSslMode::Disable],
+            TlsMode::Require if self.root_cert.is_some() => vec![PgSslMode::VerifyCa],
+            TlsMode::Require => vec![PgSslMode::Require],
+            TlsMode::VerifyCa => vec![PgSslMode::VerifyCa],
+            TlsMode::VerifyFull => vec![PgSslMode::VerifyFull],
+        }
+    }
+
+    fn apply(&self, mode: PgSslMode, options: PgConnectOptions) -> PgConnectOptions {
+        let options = options.ssl_mode(mode);
+        let options = self.root_cert.iter().fold(options, PgConnectOptions::ssl_root_cert);
+        let options = self.client_cert.iter().fold(options, PgConnectOptions::ssl_client_cert);
+        self.client_key.iter().fold(options, PgConnectOptions::ssl_client_key)
+    }
 }
 
 /// Where to log in and as whom.
@@ -79,18 +118,37 @@ impl Login {
     /// The options for sqlx, with nothing from the user's environment except [`UNWANTED_VARIABLES`]. Statements are not
     /// logged.
     pub fn options(&self) -> PgConnectOptions {
-        let options = PgConnectOptions::new_without_pgpass()
+        self.attempts().swap_remove(0)
+    }
+
+    /// The options for sqlx, one for each attempt that the wish for encryption allows.
+    fn attempts(&self) -> Vec<PgConnectOptions> {
+        let options = self.plain_options();
+        match &self.tls {
+            Tls::Disable => vec![options],
+            Tls::VerifyFull { root_cert } => {
+                vec![options.ssl_mode(PgSslMode::VerifyFull).ssl_root_cert(root_cert)]
+            }
+            // As with libpq, a socket of this machine is never encrypted.
+            Tls::AsGiven(_) if self.host.starts_with('/') => vec![options],
+            Tls::AsGiven(parameters) => {
+                parameters.attempts().into_iter().map(|mode| parameters.apply(mode, options.clone())).collect()
+            }
+        }
+    }
+
+    fn plain_options(&self) -> PgConnectOptions {
+        PgConnectOptions::new_without_pgpass()
             .host(&self.host)
             .port(self.port)
             .username(&self.user)
             .password(&self.password)
             .database(&self.database)
             .application_name(&self.application_name)
-            .disable_statement_logging();
-        match &self.tls {
-            Tls::Disable => options.ssl_mode(PgSslMode::Disable),
-            Tls::VerifyFull { root_cert } => options.ssl_mode(PgSslMode::VerifyFull).ssl_root_cert(root_cert),
-        }
+            // A pooler knows no such parameter of a login, and PostgreSQL 12 and later need none for exact numbers.
+            .extra_float_digits(None)
+            .ssl_mode(PgSslMode::Disable)
+            .disable_statement_logging()
     }
 }
 
@@ -156,6 +214,15 @@ impl LoginError {
         }
     }
 
+    /// Whether the server may take the login with, or without, encryption.
+    fn may_pass_with_other_encryption(&self) -> bool {
+        match self {
+            Self::Tls(_) => true,
+            Self::WrongPassword(error) => server_error(error).is_some_and(|error| error.code() == "28000"),
+            _ => false,
+        }
+    }
+
     /// Turns this into the library's error, naming where the login went.
     pub fn into_error(self, login: &Login) -> Error {
         let (kind, hint) = match &self {
@@ -193,9 +260,20 @@ impl LoginError {
     }
 }
 
-/// Logs in once, by `deadline`.
+/// Logs in once, by `deadline`; a second time where the first way of encryption is refused and another one is allowed.
 pub async fn connect(login: &Login, deadline: Instant) -> Result<PgConnection, LoginError> {
-    let options = login.options();
+    let mut attempts = login.attempts().into_iter();
+    let mut outcome = connect_by(login, attempts.next().expect("there is one at least"), deadline).await;
+    for options in attempts {
+        if !outcome.as_ref().is_err_and(LoginError::may_pass_with_other_encryption) {
+            break;
+        }
+        outcome = connect_by(login, options, deadline).await;
+    }
+    outcome
+}
+
+async fn connect_by(login: &Login, options: PgConnectOptions, deadline: Instant) -> Result<PgConnection, LoginError> {
     if options.get_options().is_some() {
         return Err(LoginError::Environment);
     }
@@ -219,6 +297,8 @@ async fn classify(login: &Login, error: sqlx::Error) -> LoginError {
             Some("57P01" | "57P02") => LoginError::ShuttingDown(error),
             Some("28P01" | "28000") => LoginError::WrongPassword(error),
             Some("3D000") => LoginError::NoDatabase(error),
+            // PgBouncer's words.
+            Some("08P01") if database.message().starts_with("no such database") => LoginError::NoDatabase(error),
             Some("53300") => LoginError::TooManyConnections(error),
             _ => LoginError::Other(error),
         },

@@ -139,7 +139,10 @@ async fn without_the_wal_headers_the_server_refuses_the_folder() {
     copy(&data, &copied);
     let file = copied.join(CONTROL_FILE);
     fs::write(&file, with_system_identifier(&fs::read(&file).unwrap(), 42).unwrap()).unwrap();
-    let refused = command("postgres").arg("-D").arg(&copied).args(["-c", "listen_addresses="]).output().unwrap();
+    // A socket of its own: the usual folder need not be there, and another server may have its name in it.
+    let sockets = format!("unix_socket_directories={}", copied.display());
+    let refused = command("postgres").arg("-D").arg(&copied).args(["-c", "listen_addresses=", "-c", &sockets]).output();
+    let refused = refused.unwrap();
     let text = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success());
     assert!(text.contains("WAL file database system identifier"), "{text}");

@@ -11,5 +11,21 @@ pub mod quote;
 pub mod scram;
 #[cfg(test)]
 pub(crate) mod test_server;
+pub mod url;
 
-pub use connect::{Login, LoginError, NotReady, Tls, connect, wait_ready};
+use sqlx::{PgConnection, Row};
+
+use crate::error::{Context, Result};
+
+pub use connect::{Login, LoginError, NotReady, Tls, TlsParameters, connect, wait_ready};
+
+/// The server's system identifier; `None` if the role may not read it, as on some managed servers.
+pub async fn system_identifier(connection: &mut PgConnection) -> Result<Option<u64>> {
+    let what = || "cannot read the server's identity";
+    let answer = sqlx::raw_sql("SELECT system_identifier FROM pg_control_system()").fetch_one(connection).await;
+    match answer {
+        Ok(row) => Ok(Some(row.try_get::<i64, _>(0).or_failed(what)?.cast_unsigned())),
+        Err(error) if connect::server_error(&error).is_some_and(|error| error.code() == "42501") => Ok(None),
+        Err(error) => Err(error).or_failed(what),
+    }
+}

@@ -145,6 +145,29 @@ impl std::fmt::Display for Programs {
     }
 }
 
+/// A client program, such as `pg_dump`, of [`POSTGRES_MAJOR`] or later: older ones refuse newer servers.
+///
+/// Fails with [`ErrorKind::NoEngine`] if there is none on this machine.
+pub fn client_program(places: &SearchPlaces, name: &str) -> Result<PathBuf> {
+    let mut unfit = Vec::new();
+    let folders: Vec<PathBuf> = places.bin_dir.iter().cloned().chain(places.folders()).collect();
+    for program in folders.into_iter().map(|folder| folder.join(name)).filter(|program| program.is_file()) {
+        let version = run(&program, "--version").ok().and_then(|said| version_of(&said));
+        if version
+            .as_deref()
+            .and_then(|version| major(version).parse().ok())
+            .is_some_and(|major: u32| major >= POSTGRES_MAJOR)
+        {
+            return Ok(program);
+        }
+        unfit.push(program);
+    }
+    let message = format!("there is no `{name}` of PostgreSQL {POSTGRES_MAJOR} or later on this machine");
+    let error = Error::new(ErrorKind::NoEngine, message)
+        .hint("install it (`apt-get install postgresql-client-15` on Debian and Ubuntu, `brew install libpq`)");
+    Err(unfit.iter().fold(error, |error, program| error.hint(format!("`{}` is another version", program.display()))))
+}
+
 fn none_fits(unfit: &[Unfit]) -> Error {
     let mut message = format!("there is no PostgreSQL {POSTGRES_MAJOR} on this machine");
     let found = unfit.iter().map(|unfit| format!("`{}`: {}", unfit.folder.display(), unfit.why));

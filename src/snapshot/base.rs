@@ -167,7 +167,7 @@ impl Work<'_> {
         let copies = self.rows.iter().filter(|row| row.parent.is_some_and(|parent| old.contains(&parent)));
         let all: Vec<i64> = copies.map(|row| row.id).chain(old.iter().copied()).collect();
         registry::set_stage(&mut self.admin.connection, &all, Stage::Dropping).await?;
-        self.drop_later(&all);
+        self.drop_later(&all).await;
         Ok(())
     }
 }

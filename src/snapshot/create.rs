@@ -46,9 +46,12 @@ impl Snapshots<'_> {
         };
         let source = work.source().await?;
         clone::check_obstacles(&mut work.admin.connection, self.database(), false).await?;
-        let mut details = details::read(&self.server.admin_login(), self.database(), self.options.timeout).await?;
+        let login = self.server.admin_login();
+        let (mut details, ()) = tokio::try_join!(
+            details::read(&login, self.database(), self.options.timeout),
+            work.make_room(source.size, None)
+        )?;
         (details.git_branch, details.git_commit) = git;
-        work.make_room(source.size, None).await?;
         let new = NewRow { name: Some(name), note: note.map(str::to_owned), details, ..NewRow::of(Kind::Snapshot) };
         let row = registry::insert(&mut work.admin.connection, self.database(), &new, Stage::Building).await?;
         fault::point("snapshot.create.intent").await;

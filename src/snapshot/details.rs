@@ -64,7 +64,24 @@ pub(super) async fn read(admin: &Login, database: &str, limit: Duration) -> Resu
 }
 
 async fn read_in(connection: &mut PgConnection) -> Result<Details> {
+    let details = read_without_schema(connection).await?;
+    Ok(Details { fingerprint: Some(fingerprint(connection).await?), ..details })
+}
+
+/// The hash of the schema of the session's database.
+pub(super) async fn fingerprint(connection: &mut PgConnection) -> Result<String> {
     let what = || "cannot read the schema of the database";
+    sqlx::raw_sql("SET search_path = pg_catalog").execute(&mut *connection).await.or_failed(what)?;
+    let row = sqlx::raw_sql(FINGERPRINT).fetch_one(connection).await;
+    row.and_then(|row| row.try_get(0)).or_failed(what)
+}
+
+/// Reads what can be told in a session in the database without a look at every table, which would wait for each that
+/// somebody has locked.
+pub(super) async fn read_without_schema(connection: &mut PgConnection) -> Result<Details> {
+    let what = || "cannot look at the database";
+    // A function of the database's own could else stand in for one of the server's, and would run as our role.
+    sqlx::raw_sql("SET search_path = pg_catalog").execute(&mut *connection).await.or_failed(what)?;
     let row = sqlx::raw_sql(
         "SELECT pg_database_size(oid), current_setting('server_version_num')::integer, \
          (SELECT format('%I.%I', nspname, relname) FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace \
@@ -79,15 +96,8 @@ async fn read_in(connection: &mut PgConnection) -> Result<Details> {
         Some(table) => last_migration(connection, &table).await,
         None => None,
     };
-    let fingerprint = sqlx::raw_sql(FINGERPRINT).fetch_one(connection).await.and_then(|row| row.try_get(0));
-    Ok(Details {
-        size: size.unsigned_abs(),
-        migration,
-        server_version: row.try_get(1).or_failed(what)?,
-        fingerprint: Some(fingerprint.or_failed(what)?),
-        git_branch: None,
-        git_commit: None,
-    })
+    let server_version = row.try_get(1).or_failed(what)?;
+    Ok(Details { size: size.unsigned_abs(), migration, server_version, ..Details::default() })
 }
 
 /// The last migration that was applied; `None` also if the table is not sqlx's after all.

@@ -5,6 +5,8 @@
 //! work        the frame of each change: the lock, what was left over, room, what goes on in the background
 //! create      the project's database → a snapshot
 //! restore     a snapshot, a base or the state before → the project's database
+//! export      the project's database or a snapshot → one file; outside: what a dump omits
+//! import      one file → a snapshot
 //! base        the migrated and seeded state that `reset` goes back to
 //! details     what is noted of a state; name: what people may call it; storage: whether a copy fits
 //! ```
@@ -21,7 +23,10 @@
 mod base;
 mod create;
 mod details;
+mod export;
+mod import;
 pub mod name;
+mod outside;
 pub mod registry;
 mod restore;
 mod storage;
@@ -51,6 +56,8 @@ use crate::server::{Running, Server};
 pub(crate) use base::SETTINGS;
 pub use base::reset;
 pub use create::Created;
+pub use export::{ExportOptions, Exported};
+pub use import::{ImportOptions, Imported};
 pub use restore::{Restored, Way};
 
 /// How snapshots are kept.
@@ -155,6 +162,20 @@ impl<'a> Snapshots<'a> {
         let mut admin = Admin::open(&self.server.admin_login(), self.options.timeout).await?;
         self.server.prove(&mut admin.connection, self.record).await?;
         Ok(admin)
+    }
+
+    /// Whether the state before a restore is kept by itself.
+    pub fn keeps_automatic(&self) -> bool {
+        self.options.auto > 0
+    }
+
+    /// The number of the project's database, which is another one after a restore or reset.
+    pub async fn database_number(&self) -> Result<i64> {
+        let mut admin = self.open().await?;
+        let found = crate::pg::clone::find(&mut admin.connection, self.database()).await;
+        crate::provision::close(admin.connection).await;
+        let missing = || Error::new(ErrorKind::NotFound, format!("there is no database `{}`", self.database()));
+        Ok(found?.ok_or_else(missing)?.oid)
     }
 
     /// What is kept, and what is left over. Changes nothing and waits for nobody.

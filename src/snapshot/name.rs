@@ -57,7 +57,11 @@ pub fn free(wanted: String, taken: impl Fn(&str) -> bool) -> String {
     if !taken(&wanted) {
         return wanted;
     }
-    (2..).map(|number| format!("{wanted}-{number}")).find(|name| !taken(name)).expect("there is always another number")
+    let mut number = 2_u64;
+    while taken(&format!("{wanted}-{number}")) {
+        number += 1;
+    }
+    format!("{wanted}-{number}")
 }
 
 #[cfg(test)]

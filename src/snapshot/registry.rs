@@ -404,6 +404,21 @@ pub async fn set_stage(connection: &mut PgConnection, ids: &[i64], stage: Stage)
     set.map(drop).or_failed(|| "cannot note how far a copy is")
 }
 
+/// Notes what is known of a state, but for where the checkout stood.
+pub async fn set_details(connection: &mut PgConnection, id: i64, details: &Details) -> Result<()> {
+    let question =
+        "UPDATE tfdev.snapshot SET size = $2, migration = $3, server_version = $4, fingerprint = $5 WHERE id = $1";
+    let set = sqlx::query(question)
+        .bind(id)
+        .bind(i64::try_from(details.size).unwrap_or(i64::MAX))
+        .bind(details.migration)
+        .bind(details.server_version)
+        .bind(&details.fingerprint)
+        .execute(connection)
+        .await;
+    set.map(drop).or_failed(|| "cannot note what is known of a snapshot")
+}
+
 /// Forgets rows whose databases are gone, or have become the project's own.
 pub async fn forget(connection: &mut PgConnection, ids: &[i64]) -> Result<()> {
     let forgotten = sqlx::query("DELETE FROM tfdev.snapshot WHERE id = ANY($1)").bind(ids).execute(connection).await;

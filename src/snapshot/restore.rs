@@ -82,7 +82,7 @@ impl Snapshots<'_> {
         // Copies of the snapshot that is the project's database now are of no use.
         let copies: Vec<i64> = work.rows.iter().filter(|row| row.parent == Some(newest.id)).map(|row| row.id).collect();
         registry::set_stage(&mut work.admin.connection, &copies, Stage::Dropping).await?;
-        work.drop_later(&copies);
+        work.drop_later(&copies).await;
         work.finish().await;
         Ok(Restored {
             name: newest.name,
@@ -117,12 +117,14 @@ impl Work<'_> {
         properties: Option<Properties>,
     ) -> Result<(Way, Option<String>)> {
         clone::check_obstacles(&mut self.admin.connection, self.on.database(), true).await?;
-        let present = self.present().await?;
         let (copy, way) = self.copy_of(parent).await?;
-        if let Err(error) = self.prepare(&copy, parent, properties).await {
-            self.give_up(&copy).await;
-            return Err(error);
-        }
+        let present = match self.prepare(&copy, parent, properties).await {
+            Ok(present) => present,
+            Err(error) => {
+                self.give_up(&copy).await;
+                return Err(error);
+            }
+        };
         fault::point("snapshot.restore.prepared").await;
         let outgoing = self.outgoing(note, present, None);
         match self.swap(&copy, &outgoing).await {
@@ -167,14 +169,16 @@ impl Work<'_> {
         Ok(standby.exists.then_some(standby))
     }
 
-    /// Looks whether the copy is what its source was, and gives it what belongs to a database beside its contents.
-    async fn prepare(&mut self, copy: &Row, parent: &Row, properties: Option<Properties>) -> Result<()> {
+    /// Looks whether the copy is what its source was, and gives it what belongs to a database beside its contents. Returns
+    /// what is to be noted of the present state, which is looked at meanwhile.
+    async fn prepare(&mut self, copy: &Row, parent: &Row, properties: Option<Properties>) -> Result<registry::Details> {
         let what = || "cannot prepare the copy";
         let name = crate::pg::quote::identifier(&copy.database)?;
         let allow = format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS true");
         self.admin.run(allow, "open the copy").await?;
         let login = self.on.server.admin_login();
-        let found = details::read(&login, &copy.database, self.on.options.timeout).await?;
+        let (found, present) =
+            tokio::try_join!(details::read(&login, &copy.database, self.on.options.timeout), self.present())?;
         let expected = &parent.details;
         let comparable = expected.fingerprint.is_some() && expected.server_version == found.server_version;
         if comparable && expected.fingerprint != found.fingerprint {
@@ -196,6 +200,6 @@ impl Work<'_> {
             let roles = gone.iter().map(|role| format!("`{role}`")).collect::<Vec<_>>().join(", ");
             self.on.events.warning(format!("the roles {roles} are gone, so their rights and settings are left out"));
         }
-        Ok(())
+        Ok(present)
     }
 }

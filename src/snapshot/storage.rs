@@ -37,6 +37,11 @@ impl Room {
         Ok(Self { used: used.unsigned_abs(), limit, free })
     }
 
+    /// What is left of it by a copy of `size` bytes.
+    pub(super) fn without(self, size: u64) -> Self {
+        Self { used: self.used + size, limit: self.limit, free: self.free.map(|free| free.saturating_sub(size)) }
+    }
+
     /// How many bytes are missing for `needed` more.
     pub(super) fn missing(&self, needed: u64) -> u64 {
         let over = (self.used + needed).saturating_sub(self.limit);

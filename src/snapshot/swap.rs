@@ -17,8 +17,10 @@ use crate::pg::quote;
 /// How long the whole may take, with what has to be tried again.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// What a try may wait for a lock: everybody who logs in anywhere in the server waits behind it.
-const LOCAL_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '10s'";
+/// What a try may wait for a lock: everybody who logs in anywhere in the server waits behind it. And how long the server
+/// waits for us: a tfdev that is stopped here (Ctrl-Z) must not keep everybody out.
+const LOCAL_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '200ms'; SET LOCAL statement_timeout = '10s'; \
+                              SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 /// Keeps new sessions waiting before they look up which database they mean.
 const HOLD_LOGINS: &str = "LOCK TABLE pg_catalog.pg_database IN ACCESS EXCLUSIVE MODE";
@@ -47,12 +49,11 @@ impl Work<'_> {
                 Ok(row) => {
                     fault::point("snapshot.swap.committed").await;
                     self.tell_closed(&closed);
-                    self.drop_later(&outgoing.outdated);
                     self.rows.retain(|row| row.id != incoming.id);
                     self.rows.push(row.clone());
-                    if outgoing.stage == Stage::Dropping {
-                        self.drop_later(&[row.id]);
-                    }
+                    let mut gone = outgoing.outdated.clone();
+                    gone.extend((outgoing.stage == Stage::Dropping).then_some(row.id));
+                    self.drop_later(&gone).await;
                     return Ok(row);
                 }
                 Err(error) => {

@@ -32,6 +32,8 @@ pub(super) struct Work<'a> {
     pub(super) rows: Vec<Row>,
     /// Databases to be dropped once all else is done.
     drops: Vec<Row>,
+    /// The room that is left by the copies of this change, if it was measured.
+    room: Option<Room>,
 }
 
 impl<'a> Work<'a> {
@@ -41,9 +43,10 @@ impl<'a> Work<'a> {
         registry::lock(&mut admin, on.options.timeout, on.events).await?;
         fault::point("snapshot.locked").await;
         registry::create(&mut admin.connection).await?;
-        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new() };
+        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None };
         work.reload().await?;
         work.sweep().await?;
+        work.sweep_transfers().await?;
         Ok(work)
     }
 
@@ -81,10 +84,9 @@ impl<'a> Work<'a> {
                 row.exists = clone::find(&mut self.helper.connection, &row.database).await?.is_some();
             }
             match (row.stage, row.exists, row.worker) {
-                (Stage::Building, false, Some(_)) | (Stage::Ready, true, _) => {}
+                (Stage::Building, false, Some(_)) | (Stage::Ready | Stage::Dropping, true, _) => {}
                 (Stage::Building, true, _) if row.kind == Kind::Standby => whole.push(row.id),
                 (Stage::Building, true, _) => doomed.push(row.id),
-                (Stage::Dropping, true, _) => {}
                 (Stage::Ready, false, _) => {
                     if row.is_named() {
                         self.on.events.warning(format!("{} is gone: something dropped its database", row.title()));
@@ -113,6 +115,7 @@ impl<'a> Work<'a> {
         let limit = self.on.options.limit_bytes;
         let mut room = Room::measure(&mut self.admin, limit).await?;
         if room.missing(needed) == 0 {
+            self.room = Some(room.without(needed));
             return Ok(());
         }
         let standbys = self.rows.iter().filter(|row| row.kind == Kind::Standby && Some(row.id) != keep);
@@ -122,6 +125,7 @@ impl<'a> Work<'a> {
             self.drop_now(&row).await?;
             room = Room::measure(&mut self.admin, limit).await?;
             if room.missing(needed) == 0 {
+                self.room = Some(room.without(needed));
                 return Ok(());
             }
         }
@@ -170,8 +174,9 @@ impl<'a> Work<'a> {
         let mut names: Vec<&str> = closed.iter().map(|session| session.application.as_str()).collect();
         names.sort_unstable();
         names.dedup();
-        let named: Vec<_> = names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
-        let whose = if named.is_empty() { String::new() } else { format!(" of {}", named.join(", ")) };
+        let programs: Vec<_> =
+            names.into_iter().filter(|name| !name.is_empty()).map(|name| format!("`{name}`")).collect();
+        let whose = if programs.is_empty() { String::new() } else { format!(" of {}", programs.join(", ")) };
         let sessions = if closed.len() == 1 { "session" } else { "sessions" };
         self.on.events.note(format!("Closed {} {sessions}{whose} in `{}`", closed.len(), self.on.database()));
     }
@@ -194,11 +199,18 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Notes rows that are marked to go; [`Work::finish`] has their databases dropped.
-    pub(super) fn drop_later(&mut self, ids: &[i64]) {
-        let doomed = self.rows.iter().filter(|row| ids.contains(&row.id) && row.exists);
-        self.drops.extend(doomed.cloned());
-        self.rows.retain(|row| !ids.contains(&row.id));
+    /// Takes rows that are marked to go from the others; [`Work::finish`] has their databases dropped. A copy that the
+    /// server is still making ends here.
+    pub(super) async fn drop_later(&mut self, ids: &[i64]) {
+        let (mut doomed, kept): (Vec<Row>, Vec<Row>) =
+            std::mem::take(&mut self.rows).into_iter().partition(|row| ids.contains(&row.id));
+        self.rows = kept;
+        for row in &mut doomed {
+            if let Err(error) = end_worker(&mut self.helper.connection, row).await {
+                self.on.events.detail(format!("left to the next command: {error}"));
+            }
+        }
+        self.drops.extend(doomed);
     }
 
     /// Has a ready copy made of `parent`, if there are to be any, in the place of that of another one.
@@ -219,11 +231,14 @@ impl<'a> Work<'a> {
         let outdated: Vec<i64> =
             if self.on.options.standby { other } else { [same, other].concat() }.iter().map(|row| row.id).collect();
         registry::set_stage(&mut self.admin.connection, &outdated, Stage::Dropping).await?;
-        self.drop_later(&outdated);
+        self.drop_later(&outdated).await;
         if !wanted {
             return Ok(());
         }
-        let room = Room::measure(&mut self.admin, self.on.options.limit_bytes).await?;
+        let room = match self.room {
+            Some(room) => room,
+            None => Room::measure(&mut self.admin, self.on.options.limit_bytes).await?,
+        };
         if room.missing(parent.details.size) > 0 {
             self.on.events.detail("there is no room for a ready copy, so the next restore copies first");
             return Ok(());

@@ -15,6 +15,7 @@ use crate::config::Settings;
 use crate::engine::{self, Engine, EngineKind, Parts, StartRequest, State};
 use crate::error::Result;
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceLock, InstanceRecord};
 use crate::migrate::Source;
 use crate::profile::{self, DataPlacement, Profile};
@@ -136,6 +137,9 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         None => engine.source(settings.image.as_ref(), last_image).await?,
     };
     let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
+    if !identity::data_stays(&observed, &spec) {
+        record.system_identifier = None;
+    }
     let request = StartRequest { spec, certificate, id, last_port: record.port };
     // On record before the engine makes anything that carries the identity.
     let written = record::remember(&instance, &record, None)?;

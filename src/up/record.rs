@@ -3,8 +3,9 @@
 use uuid::Uuid;
 
 use crate::engine::{EngineKind, Observed, State};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::event::Events;
+use crate::identity;
 use crate::instance::{Instance, InstanceRecord};
 
 /// What is on record of the instance, brought in line with what the engine sees, and the instance's identity.
@@ -15,21 +16,8 @@ pub(super) fn recall(
     events: &Events,
 ) -> Result<(Uuid, InstanceRecord)> {
     let mut record = InstanceRecord::read(instance, events)?.unwrap_or_default();
-    let on_record = record.id();
-    let id = match (on_record, observed.id) {
-        (Some(on_record), Some(seen)) if on_record != seen => {
-            return Err(Error::new(
-                ErrorKind::Refused,
-                format!(
-                    "the data of `{}` carries the identity {seen}, and the record of this machine names {on_record}",
-                    instance.container_name()
-                ),
-            )
-            .hint(format!(
-                "if the container and its volume are the right ones, remove the record `{}` and run `tfdev up`",
-                instance.record_file().display()
-            )));
-        }
+    identity::check_record(instance, Some(&record), observed)?;
+    let id = match (record.id(), observed.id) {
         (Some(on_record), None) if !record.initialised || observed.state != State::Absent => on_record,
         (Some(_), None) => {
             events.warning("The data of this instance was removed by something other than tfdev; it is made anew");

@@ -10,6 +10,7 @@ use crate::checks;
 use crate::engine::{Engine, Started};
 use crate::error::{Error, Result};
 use crate::event::Events;
+use crate::identity::{self, Claim};
 use crate::instance::{Instance, InstanceRecord, Password};
 use crate::migrate;
 use crate::pg::{self, Login, LoginError, NotReady};
@@ -38,7 +39,7 @@ pub(super) struct Run<'a> {
 impl Run<'_> {
     /// Waits for a login as the ordinary role and proves whose server it is; sets up what a new server lacks.
     pub(super) async fn ready(&self, started: &Started, record: &mut InstanceRecord) -> Result<PgConnection> {
-        if record.initialised && !started.created {
+        if record.initialised && record.system_identifier.is_some() && !started.created {
             let login = self.server.login();
             match self.wait(&login).await {
                 Ok(mut connection) => {
@@ -84,7 +85,7 @@ impl Run<'_> {
         let wanted = Provision { instance: self.instance, id: self.id, server: self.server };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
-        record.system_identifier = Some(identifier.to_string());
+        record.system_identifier = identifier.map(|identifier| identifier.to_string());
         record.write(self.instance)
     }
 
@@ -101,17 +102,20 @@ impl Run<'_> {
             }
         }
         self.set_password_from_beside().await?;
-        self.wait(&own).await.map_err(|error| error.into_error(&own))
+        self.wait(&own).await.map_err(|error| match error {
+            NotReady::Answered(LoginError::WrongPassword(_)) => identity::another_answers(&own),
+            error => error.into_error(&own),
+        })
     }
 
     /// Sets the superuser's password over the server's own socket, after looking whose server it is.
     async fn set_password_from_beside(&self) -> Result<()> {
         self.events.note("The server has other passwords than this machine; they are set anew");
         let psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", SUPERUSER];
-        let found = self.engine.run(&psql, provision::MARKER_QUERY.as_bytes()).await?;
-        let found = String::from_utf8_lossy(&found.checked("read the server's identity")?.stdout).trim().to_owned();
-        if let Some(other) = found.parse().ok().filter(|found: &Uuid| *found != self.id) {
-            return Err(provision::not_ours(self.id, other));
+        let found = self.engine.run(&psql, identity::PSQL_SCRIPT.as_bytes()).await?;
+        let found = found.checked("read the server's identity")?.stdout;
+        if let Some(claim) = Claim::parse(&String::from_utf8_lossy(&found))? {
+            claim.check(self.id)?;
         }
         let script = provision::superuser_password_script(&self.server.admin.password)?;
         self.engine.run(&psql, script.as_bytes()).await?.checked("set the superuser's password")?;

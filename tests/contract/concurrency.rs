@@ -77,9 +77,9 @@ fn up_succeeds_after_a_kill_at_any_moment_of_the_first_one(env: &TestEnv) {
     let seed = 5432;
     tell(&format!("random sequence {seed}"));
     let mut random = ChaCha8Rng::seed_from_u64(seed);
-    let points = 12;
+    let points = 8;
     for point in 0..points {
-        // One point in each twelfth of the time that an undisturbed run takes.
+        // One point in each eighth of the time that an undisturbed run takes.
         let part = (f64::from(point) + random.random::<f64>()) / f64::from(points);
         let moment = first.elapsed.mul_f64(part);
         let mut running = start(env.command(&UP));

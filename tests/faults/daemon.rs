@@ -5,8 +5,6 @@ use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::Duration;
 
-use serde_json::Value;
-
 use crate::support::{Outcome, TestEnv, finish, start};
 
 /// `up --json` with this DOCKER_HOST.
@@ -121,11 +119,4 @@ fn the_choice_of_the_daemon_is_shown_if_asked() {
     assert!(outcome.stderr.contains("docker.sock"), "{}", outcome.stderr);
     let quiet = env.run(&["status"]).ok();
     assert_eq!(quiet.stderr, "");
-}
-
-#[test]
-fn an_engine_that_is_not_there_is_no_engine() {
-    let env = TestEnv::new();
-    let error: Value = env.run(&["up", "--json", "--engine", "external"]).exits(3).json_error();
-    assert_eq!(error["kind"], "no_engine");
 }

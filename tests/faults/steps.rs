@@ -29,11 +29,14 @@ const DESTROY: [&str; 1] = ["destroy"];
 /// The calls that `logs` and a `psql` from beside the server make.
 const LOOKING: [&str; 2] = ["logs", "interactive"];
 
+/// The calls that an export and an import make.
+const MOVING: [&str; 1] = ["stream"];
+
 const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
 
 #[test]
 fn every_call_of_an_engine_is_driven_into_every_fault() {
-    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING].concat();
+    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &MOVING].concat();
     assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
 }
 
@@ -172,6 +175,21 @@ fn looking(env: &TestEnv) {
     assert_eq!((env.state().as_str(), kept(env).as_str()), ("running", "1"));
 }
 
+fn moving(env: &TestEnv) {
+    with_row(env);
+    let whole = env.path("whole.tfsnap");
+    let (whole, file) = (whole.to_str().unwrap(), env.path("cut.tfsnap"));
+    env.run(&["snapshot", "export", whole]).ok();
+    for cue in cues(&MOVING, &FAULTS) {
+        run_with_fault(env, &["snapshot", "export", file.to_str().unwrap()], cue);
+        assert!(!file.exists(), "{cue:?}");
+        run_with_fault(env, &["snapshot", "import", whole, "--as", "cut"], cue);
+        env.run(&["snapshot", "import", whole, "--as", "cut"]).ok();
+        env.run(&["snapshot", "delete", "cut"]).ok();
+    }
+    assert_eq!(kept(env), "1");
+}
+
 /// Makes tests of the cases for one engine. An ordinary user's tfdev takes the same steps as root's.
 macro_rules! steps_on {
     ($module:ident $engine:ident) => {
@@ -216,6 +234,11 @@ macro_rules! steps_on {
             #[test]
             fn a_destroy_goes_on_after_a_fault_at_each_step() {
                 run_on($engine, super::destroy);
+            }
+
+            #[test]
+            fn an_export_and_an_import_go_on_after_a_fault() {
+                run_on($engine, super::moving);
             }
 
             #[test]

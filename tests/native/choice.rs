@@ -28,7 +28,10 @@ fn without_docker_the_programs_of_this_machine_are_used_and_stay_chosen() {
     let reason = status["engine_reason"].as_str().unwrap();
     assert!(reason.starts_with("Docker cannot be used: "), "the reason of then: {reason}");
     let refused = run(&["up", "--engine", "docker"], true).exits(5);
-    refused.says("is on the engine native, and --engine asks for docker").says("pg_dump").says("--engine native");
+    refused
+        .says("is on the engine native, and --engine asks for docker")
+        .says("tfdev snapshot export")
+        .says("--engine native");
     assert_eq!(one(&native.url(), "SELECT count(*) FROM tasks"), "50");
 
     // And without the record, by the data folder.

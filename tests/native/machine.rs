@@ -25,6 +25,36 @@ fn the_language_of_the_caller_matters_nowhere() {
 }
 
 #[test]
+fn a_machine_that_does_not_know_the_usual_locale_gets_the_plain_one() {
+    let Some(native) = Native::ordinary() else { return };
+    // The real programs, with an initdb that knows one locale less.
+    let (real, folder) = (bin_dir().unwrap(), native.env.path("programs"));
+    std::fs::create_dir(&folder).unwrap();
+    let write = |name: &str, script: String| {
+        std::fs::write(folder.join(name), script).unwrap();
+        std::fs::set_permissions(folder.join(name), std::fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    for name in ["postgres", "pg_ctl"] {
+        write(name, format!("#!/bin/sh\nexec {}/{name} \"$@\"\n", real.display()));
+    }
+    let script = format!(
+        "#!/bin/sh\ncase \"$*\" in *--locale=C.UTF-8*)\n  echo 'initdb: error: invalid locale name \"C.UTF-8\"' >&2\n  \
+         exit 1\nesac\nexec {}/initdb \"$@\"\n",
+        real.display()
+    );
+    write("initdb", script);
+    native.env.write("tfdev.toml", format!("[native]\nbin_dir = \"{}\"\n", folder.display()));
+    native.up();
+    assert_eq!(
+        one(
+            &native.url(),
+            "SELECT datcollate || ' ' || pg_encoding_to_char(encoding) FROM pg_database WHERE datname = 'taskflow'"
+        ),
+        "C UTF8"
+    );
+}
+
+#[test]
 fn the_server_survives_its_terminal() {
     if Command::new("script").arg("--version").output().is_err() {
         return skip("there is no `script`");

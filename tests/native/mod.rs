@@ -6,7 +6,11 @@
 mod choice;
 mod faults;
 mod lifecycle;
+mod limits;
+mod log;
 mod machine;
+mod space;
+mod terminal;
 
 use std::path::PathBuf;
 use std::process::Command;

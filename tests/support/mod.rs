@@ -7,12 +7,16 @@ mod environment;
 pub(crate) mod native;
 mod outcome;
 pub(crate) mod process;
+#[cfg(target_os = "linux")]
+pub(crate) mod remote;
+mod server;
 pub(crate) mod skipped;
 mod sql;
 
 pub(crate) use engine::{ONE_SERVER, TestEngine, on_every_engine, run_on};
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
+pub(crate) use server::{SomeonesServer, free_port};
 pub(crate) use sql::{Session, one, query, try_query};
 
 use std::time::{Duration, Instant};

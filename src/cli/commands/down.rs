@@ -21,6 +21,7 @@ pub(super) async fn run(command: &Down, session: &Session) -> Result<()> {
     session.output.result(&report, |out| {
         for instance in &report.instances {
             let what = match (instance.changed, instance.data_kept) {
+                _ if instance.running => "goes on running; its data is kept",
                 (true, true) => "stopped; its data is kept",
                 (true, false) => "stopped; its data was in memory and is gone",
                 (false, _) => "was not running",

@@ -28,7 +28,7 @@ enum Format {
 
 pub(super) async fn run(command: &Env, session: &Session) -> Result<()> {
     let running = Running::find(&session.settings, &session.events).await?;
-    let variables = running.server.variables(&running.write_pgpass()?);
+    let variables = running.server.variables(running.password_file()?.lasting());
     let object: serde_json::Map<_, _> =
         variables.iter().map(|(name, value)| ((*name).to_owned(), value.clone().into())).collect();
     if command.format == Format::Json && !session.output.json {

@@ -8,6 +8,7 @@ pub(super) mod down;
 pub(super) mod env;
 #[cfg(unix)]
 pub(super) mod fresh;
+pub(super) mod hooks;
 pub(super) mod image;
 pub(super) mod init;
 pub(super) mod logs;
@@ -22,6 +23,8 @@ pub(super) mod status;
 pub(super) mod test;
 pub(super) mod up;
 pub(super) mod url;
+#[cfg(unix)]
+pub(super) mod write_log;
 
 use std::process::ExitCode;
 
@@ -48,12 +51,15 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Fresh(command) => fresh::run(command, session).await?,
         #[cfg(unix)]
         Command::Test(command) => return test::run(command, session).await,
+        Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,
         Command::Init(command) => init::run(&command, session)?,
         Command::Completions(command) => return completions::run(&command, &session.output),
         Command::Man(command) => return man::run(&command, &session.output),
+        #[cfg(unix)]
+        Command::WriteLog => return write_log::run(),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,7 @@
 //! `tfdev snapshot`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -9,7 +10,7 @@ use crate::cli::Session;
 use crate::cli::progress::seconds;
 use crate::error::Result;
 use crate::server::Running;
-use crate::snapshot::{Overview, Restored, Snapshot as Kept, Snapshots, Way};
+use crate::snapshot::{ExportOptions, ImportOptions, Overview, Restored, Snapshot as Kept, Snapshots, Way};
 
 /// Keep the database as it is, and go back to it
 ///
@@ -55,6 +56,25 @@ enum Action {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Write a snapshot, or the database as it is now, as one file
+    Export {
+        /// The file, for example `before.tfsnap`
+        file: PathBuf,
+        /// The snapshot [default: the database as it is now]
+        #[arg(long, value_name = "NAME")]
+        snapshot: Option<String>,
+        /// How much to compress: 1 is fast, 22 is small
+        #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..=22))]
+        level: i32,
+    },
+    /// Make a snapshot of a file that `export` wrote, on this or another machine
+    Import {
+        /// The file
+        file: PathBuf,
+        /// The snapshot's name [default: the one it had, else the file's]
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<String>,
+    },
 }
 
 pub(super) async fn run(command: Snapshot, session: &Session) -> Result<()> {
@@ -87,6 +107,25 @@ pub(super) async fn run(command: Snapshot, session: &Session) -> Result<()> {
         Action::Rename { from, to } => {
             let renamed = snapshots.rename(&from, &to).await?;
             output.result(&renamed, |out| writeln!(out, "`{from}` is now `{}`", renamed.name))
+        }
+        Action::Export { file, snapshot, level } => {
+            let options = ExportOptions::of(&running, &file, level, session.settings.yes.value);
+            let exported = snapshots.export(running.engine.as_ref(), snapshot.as_deref(), &options).await?;
+            output.result(&exported, |out| {
+                let elapsed = seconds(Duration::from_millis(exported.elapsed_ms));
+                writeln!(out, "wrote {} ({}) in {elapsed}", exported.file, megabytes(exported.bytes))
+            })
+        }
+        Action::Import { file, name } => {
+            let options = ImportOptions::of(&running, &session.settings, &file, name.as_deref())?;
+            let imported = snapshots.import(running.engine.as_ref(), &options).await?;
+            output.result(&imported, |out| {
+                let elapsed = seconds(Duration::from_millis(imported.elapsed_ms));
+                let kept = &imported.snapshot;
+                writeln!(out, "imported the snapshot `{}` ({}) in {elapsed}", kept.name, megabytes(kept.size_bytes))?;
+                let name = shlex::try_quote(&kept.name).unwrap_or(kept.name.as_str().into());
+                writeln!(out, "`tfdev snapshot restore {name}` makes the database equal to it")
+            })
         }
         Action::Delete { names } => {
             let deleted = snapshots.delete(&names).await?;

@@ -24,7 +24,8 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
     row("state", &format!("{}{reason}", report.state))?;
     row("engine", &format!("{} ({})", report.engine, report.engine_reason))?;
     if !report.limits_enforced {
-        row("limits", "memory and processor time are not limited by this engine")?;
+        let reason = report.limits_reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        row("limits", &format!("memory and processor time are not limited by this engine{reason}"))?;
     }
     if let Some(profile) = &report.profile {
         row("profile", profile)?;

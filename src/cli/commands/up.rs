@@ -53,6 +53,9 @@ fn write_report(report: &UpReport, out: &mut dyn Write) -> std::io::Result<()> {
     if let Some(folder) = &parts.data_dir {
         writeln!(out, "  data folder {}", folder.display())?;
     }
+    if let Some(registry) = &parts.registry {
+        writeln!(out, "  registry    database {registry}")?;
+    }
     writeln!(out, "  migrations  {} of {} applied", report.migrations.applied, report.migrations.total)?;
     if let Some(seed) = &report.seed {
         let what = if seed.applied { "loaded now" } else { "not loaded: the database has rows" };
@@ -64,5 +67,6 @@ fn write_report(report: &UpReport, out: &mut dyn Write) -> std::io::Result<()> {
         }
     }
     writeln!(out)?;
-    writeln!(out, "Next: `tfdev psql`, or `eval \"$(tfdev env)\"` for DATABASE_URL; `tfdev down` stops it")
+    let end = if parts.registry.is_some() { "destroy` drops what it made" } else { "down` stops it" };
+    writeln!(out, "Next: `tfdev psql`, or `eval \"$(tfdev env)\"` for DATABASE_URL; `tfdev {end}")
 }

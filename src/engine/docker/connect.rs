@@ -78,7 +78,7 @@ pub async fn connect_to(mut endpoint: Endpoint, timeout: Duration, events: &Even
         connection.os,
         connection.arch,
         connection.api_version,
-        connection.endpoint.database_host()
+        connection.endpoint.database_host(None)
     ));
     Ok(connection)
 }

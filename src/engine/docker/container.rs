@@ -44,17 +44,14 @@ pub fn healthcheck_command() -> String {
     format!("pg_isready --quiet --host 127.0.0.1 --username {SUPERUSER} --dbname {SUPERUSER}")
 }
 
-/// Publishes the server's port on `address`; an empty port lets the engine choose one.
-pub fn published_on(address: &str, port: Option<u16>) -> HashMap<String, Option<Vec<PortBinding>>> {
-    let binding = PortBinding {
-        host_ip: Some(address.to_owned()),
-        host_port: Some(port.map(|port| port.to_string()).unwrap_or_default()),
-    };
+/// Publishes the server's port on `address`.
+fn published_on(address: &str, port: u16) -> HashMap<String, Option<Vec<PortBinding>>> {
+    let binding = PortBinding { host_ip: Some(address.to_owned()), host_port: Some(port.to_string()) };
     HashMap::from([(SERVER_PORT.to_owned(), Some(vec![binding]))])
 }
 
 /// The container that runs `spec`.
-pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, port: Option<u16>) -> ContainerCreateBody {
+pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, port: u16) -> ContainerCreateBody {
     let limits = &spec.limits;
     let mut host_config = HostConfig {
         port_bindings: Some(published_on(address, port)),

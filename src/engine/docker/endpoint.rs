@@ -14,9 +14,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
-use crate::config::DockerEnvironment;
+use crate::config::{DockerEnvironment, Setting};
 use crate::error::{Error, ErrorKind, Result};
-use crate::event::Events;
 
 /// Where a Docker daemon listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -176,30 +175,34 @@ impl Endpoint {
         self.ssh_host_name.as_deref().or(self.address.host())
     }
 
-    /// The host under which published ports are reached, as it stands in a URL: an IPv6 address is in brackets.
+    /// The host under which published ports are reached; an IPv6 address stands without brackets.
     ///
-    /// That is 127.0.0.1 for a local daemon (never `localhost`, which may mean `::1`, where another server may
-    /// listen), else the daemon's host.
-    pub fn database_host(&self) -> String {
-        match self.host() {
-            Some(host) if !is_own_address(host) => bracketed(host),
+    /// That is the address that `asked` names, if it is one; else 127.0.0.1 for a local daemon (never `localhost`, which
+    /// may mean `::1`, where another server may listen), and the daemon's host for any other.
+    pub fn database_host(&self, asked: Option<&Setting<IpAddr>>) -> String {
+        match (asked.filter(|asked| !asked.value.is_unspecified()), self.host()) {
+            (Some(asked), _) => asked.value.to_string(),
+            (None, Some(host)) if !is_own_address(host) => host.to_owned(),
             _ => Ipv4Addr::LOCALHOST.to_string(),
         }
     }
 
-    /// The address of the daemon's machine on which the port is published.
+    /// The address of the daemon's machine on which the port is published: the one that `asked` names, else 127.0.0.1 for
+    /// a local daemon.
     ///
-    /// For a local daemon that is 127.0.0.1. The loopback of a remote machine cannot be reached from here, so a remote
-    /// daemon publishes on the address that its host name stands for here: reachable, and still not every address of
-    /// that machine. If the machine does not know that address as its own (network address translation, a jump host),
-    /// the daemon refuses it when the container starts. A note tells that others can reach a remote database too.
-    pub async fn publish_address(&self, events: &Events) -> Result<IpAddr> {
+    /// The loopback of a remote machine cannot be reached from here. So a remote daemon publishes on the address that its
+    /// host name stands for here, if that is one of a private network: reachable, and still not every address of that
+    /// machine. An address that everyone can reach is used only if it is asked for. If the machine does not know the
+    /// address as its own (network address translation, a jump host), the daemon refuses it when the container starts.
+    pub async fn publish_address(&self, asked: Option<&Setting<IpAddr>>) -> Result<IpAddr> {
+        if let Some(asked) = asked {
+            return Ok(asked.value);
+        }
         if self.is_local() {
             return Ok(Ipv4Addr::LOCALHOST.into());
         }
-        let host = self.database_host();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let addresses: Vec<IpAddr> = tokio::net::lookup_host((host, 0))
+        let host = self.database_host(None);
+        let addresses: Vec<IpAddr> = tokio::net::lookup_host((host.as_str(), 0))
             .await
             .map_err(|error| {
                 Error::new(ErrorKind::NoEngine, format!("cannot find the address of the Docker host `{host}`"))
@@ -211,12 +214,66 @@ impl Endpoint {
         let address = addresses.iter().find(|address| address.is_ipv4()).or(addresses.first()).ok_or_else(|| {
             Error::new(ErrorKind::NoEngine, format!("the name of the Docker host `{host}` stands for no address"))
         })?;
-        events.note(format!(
-            "Docker runs on `{host}`, so the database listens on {address} there and not on loopback: \
-             whoever reaches that machine reaches it, and only its passwords guard it"
-        ));
-        Ok(*address)
+        if is_private(*address) { Ok(*address) } else { Err(public(&host, *address)) }
     }
+}
+
+/// What a person is to know of a database that is published on `address`; `None` for loopback.
+pub fn exposure(host: &str, address: IpAddr) -> Option<String> {
+    let whoever = match address {
+        _ if address.is_loopback() => return None,
+        _ if address.is_unspecified() => "whoever reaches any address of that machine".to_owned(),
+        _ => "whoever reaches that address".to_owned(),
+    };
+    Some(format!(
+        "The database is published on {address} of the Docker host and reached at {host}: {whoever} reaches it, and only \
+         its passwords guard it; a profile with `ssl = on`, such as `prod`, encrypts what is sent"
+    ))
+}
+
+/// Whether an address is one of this machine or of a private network: RFC 1918, 3927, 4193, 4291 § 2.5.6, and the shared
+/// addresses of RFC 6598, which overlay networks use. Those of RFC 2544, 3849 and 5737 lead nowhere on the internet, so a
+/// machine that has one is in a closed network too.
+fn is_private(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            address.is_loopback()
+                || address.is_private()
+                || address.is_link_local()
+                || address.is_documentation()
+                || (first == 100 && (64..128).contains(&second))
+                || (first == 198 && (18..20).contains(&second))
+        }
+        IpAddr::V6(address) => address.to_ipv4_mapped().map_or_else(
+            || {
+                let is_documentation = matches!(address.segments(), [0x2001, 0xdb8, ..]);
+                address.is_loopback()
+                    || address.is_unique_local()
+                    || address.is_unicast_link_local()
+                    || is_documentation
+            },
+            |address| is_private(address.into()),
+        ),
+    }
+}
+
+fn public(host: &str, address: IpAddr) -> Error {
+    let of = if host == address.to_string() { String::new() } else { format!(" `{host}`") };
+    Error::new(
+        ErrorKind::Refused,
+        format!(
+            "the Docker host{of} has the public address {address}, and tfdev publishes a database there only if it is told to"
+        ),
+    )
+    .hint(format!(
+        "`publish = \"{address}\"` in the section `[docker]` of tfdev.toml does so; only passwords guard it then, and \
+         `--profile prod` encrypts what is sent"
+    ))
+    .hint(format!(
+        "or keep it on that machine's loopback: `publish = \"127.0.0.1\"`, a number for `port` in the section `[database]`, \
+         and `ssh -N -L PORT:127.0.0.1:PORT {host}` running beside"
+    ))
 }
 
 impl fmt::Display for Endpoint {

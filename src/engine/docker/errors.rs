@@ -33,7 +33,7 @@ pub fn failed(action: &str, failure: Failure) -> Error {
             };
             let error = error(kind).caused_by(words);
             if message.to_lowercase().contains("cannot assign requested address") {
-                error.hint("the daemon's machine does not have the address to publish on; is it behind address translation or a jump host?")
+                error.hint("the daemon's machine does not have the address to publish on (address translation, a jump host): name one that it has with `publish` in the section `[docker]` of tfdev.toml")
             } else if message.to_lowercase().contains("no space left on device") {
                 error.hint("`docker system df` shows what takes the space")
             } else {

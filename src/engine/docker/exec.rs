@@ -5,6 +5,7 @@
 //! program's own, read only when the daemon says that it has ended.
 
 mod session;
+mod stream;
 #[cfg(unix)]
 mod terminal;
 
@@ -19,6 +20,7 @@ use futures_util::{Stream, StreamExt};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 pub use self::session::interactive;
+pub use self::stream::stream;
 use super::errors::failed;
 use crate::error::{Error, Result};
 

@@ -11,6 +11,7 @@ pub mod container;
 pub mod endpoint;
 pub mod errors;
 pub mod exec;
+mod identity;
 pub mod labels;
 mod room;
 mod start;
@@ -18,6 +19,7 @@ mod start;
 pub(crate) mod testing;
 mod throwaway;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use self::connect::DockerConnection;
 use self::errors::{failed, is_not_found};
 use self::labels::Labels;
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
@@ -34,7 +37,7 @@ use crate::image::{self, Sources};
 use crate::instance::Instance;
 use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
 use async_trait::async_trait;
-use bollard::models::{ContainerInspectResponse, ContainerState};
+use bollard::models::{ContainerInspectResponse, ContainerState, MountPoint};
 use bollard::query_parameters::{
     InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
     StopContainerOptionsBuilder,
@@ -49,6 +52,8 @@ pub struct DockerEngine {
     /// Where data folders are kept that were initialised once (see [`crate::engine::cluster`]).
     cluster_dir: PathBuf,
     sources: Sources,
+    /// The address to publish on, if one is asked for.
+    publish: Option<Setting<IpAddr>>,
     timeout: Duration,
     events: Events,
 }
@@ -58,7 +63,10 @@ struct Container {
     labels: Labels,
     state: ContainerState,
     port: Option<u16>,
-    has_volume: bool,
+    /// The address that it is published on while it runs.
+    published_on: Option<IpAddr>,
+    /// The volume that it has its data in.
+    volume: Option<String>,
 }
 
 impl DockerEngine {
@@ -69,6 +77,7 @@ impl DockerEngine {
             instance,
             cluster_dir: settings.cache_dir.join("clusters"),
             sources: Sources::of(settings),
+            publish: settings.docker_publish.clone(),
             timeout: Duration::from_secs(settings.timeout_seconds.value),
             events,
         }
@@ -148,17 +157,22 @@ impl DockerEngine {
         )
     }
 
+    /// The host under which the published port is reached.
+    fn database_host(&self) -> String {
+        self.connection.endpoint.database_host(self.publish.as_ref())
+    }
+
     fn parts(&self, container: &Container) -> Parts {
         Parts {
             container: Some(self.instance.container_name()),
-            volume: container.has_volume.then(|| self.instance.volume_name()),
+            volume: container.volume.clone(),
             image: container.label(labels::IMAGE),
-            data_dir: None,
+            ..Parts::default()
         }
     }
 
     fn endpoint(&self, port: u16) -> Endpoint {
-        Endpoint { host: self.connection.endpoint.database_host(), port }
+        Endpoint { host: self.database_host(), port }
     }
 
     async fn remove_container(&self, name: &str) -> Result<()> {
@@ -194,13 +208,25 @@ impl From<ContainerInspectResponse> for Container {
             .and_then(|bindings| bindings.first())
             .and_then(|binding| binding.host_port.as_deref())
             .and_then(|port| port.parse().ok());
+        let bindings = found.host_config.and_then(|config| config.port_bindings);
+        let published_on = bindings
+            .as_ref()
+            .and_then(|ports| ports.get(container::SERVER_PORT))
+            .and_then(Option::as_ref)
+            .and_then(|bindings| bindings.first())
+            .and_then(|binding| binding.host_ip.as_deref())
+            .and_then(|address| address.parse().ok());
         let mounts = found.mounts.unwrap_or_default();
-        let has_volume = mounts.iter().any(|mount| mount.typ.as_deref() == Some("volume"));
+        let is_data = |mount: &&MountPoint| {
+            mount.typ.as_deref() == Some("volume") && mount.destination.as_deref() == Some(DATA_DIRECTORY)
+        };
+        let volume = mounts.iter().find(is_data).and_then(|mount| mount.name.clone());
         Self {
             labels: found.config.and_then(|config| config.labels).unwrap_or_default(),
             state: found.state.unwrap_or_default(),
             port,
-            has_volume,
+            published_on,
+            volume,
         }
     }
 }
@@ -250,12 +276,12 @@ impl Engine for DockerEngine {
     }
 
     fn certificate_host(&self) -> Option<String> {
-        Some(self.connection.endpoint.database_host())
+        Some(self.database_host())
     }
 
     async fn observe(&self) -> Result<Observed> {
-        let Some(container) = self.container().await? else {
-            let volume = self.volume().await?;
+        let (container, volume) = self.look().await?;
+        let Some(container) = container else {
             return Ok(Observed {
                 state: if volume.is_some() { State::Stopped } else { State::Absent },
                 id: labels::id(volume.as_ref()),
@@ -268,6 +294,7 @@ impl Engine for DockerEngine {
                     ..Parts::default()
                 },
                 limits_enforced: true,
+                limits_reason: None,
                 reason: None,
             });
         };
@@ -280,6 +307,7 @@ impl Engine for DockerEngine {
             endpoint: container.port.map(|port| self.endpoint(port)),
             parts: self.parts(&container),
             limits_enforced: true,
+            limits_reason: None,
             reason,
         })
     }
@@ -298,7 +326,7 @@ impl Engine for DockerEngine {
     }
 
     async fn stop(&self) -> Result<bool> {
-        let Some(container) = self.container().await? else { return Ok(false) };
+        let (Some(container), _) = self.look().await? else { return Ok(false) };
         let name = self.instance.container_name();
         if container.is_paused() {
             // A paused process hears no signal.
@@ -313,6 +341,8 @@ impl Engine for DockerEngine {
 
     async fn destroy(&self) -> Result<Vec<String>> {
         let mut removed = Vec::new();
+        let (container, volume) = self.look().await?;
+        self.prove_data(container.as_ref(), volume.as_ref()).await?;
         if self.container().await?.is_some() {
             let name = self.instance.container_name();
             self.remove_container(&name).await?;
@@ -349,15 +379,23 @@ impl Engine for DockerEngine {
                 ),
             )
             .hint(
-                "another image may sort text in another way, which breaks indexes; dump the data with `pg_dump` first",
+                "another image may sort text in another way, which breaks indexes; write the data to a file first: \
+                 `tfdev snapshot export moved.tfsnap`",
             )
-            .hint(format!("then `tfdev destroy` and `tfdev up`; or go on with `--image {last}`")));
+            .hint(format!(
+                "then `tfdev destroy`, `tfdev up`, `tfdev snapshot import moved.tfsnap` and `tfdev snapshot restore \
+                 moved`; or go on with `--image {last}`"
+            )));
         }
         Ok(Source { name: image.reference, id: image.id })
     }
 
     async fn interactive(&self, command: &[&str], terminal: bool) -> Result<i64> {
         exec::interactive(self.docker(), &self.instance.container_name(), command, &[], terminal).await
+    }
+
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        exec::stream(self.docker(), &self.instance.container_name(), command, input).await
     }
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {

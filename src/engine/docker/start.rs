@@ -3,6 +3,7 @@
 //! What must hold: each step can be the last one before a kill, and the next call goes on from there. The volume is
 //! filled only while no server has ever run on it, which its own contents prove.
 
+use std::net::IpAddr;
 use std::path::Path;
 
 use bollard::models::ContainerCreateBody;
@@ -13,11 +14,12 @@ use bollard::query_parameters::{
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use uuid::Uuid;
 
 use super::errors::{failed, is_conflict, is_not_found, port_taken};
-use super::{Container, DockerEngine, container, labels, room};
+use super::{Container, DockerEngine, container, endpoint, labels, room};
 use crate::config::PortChoice;
-use crate::engine::cluster::{Cluster, MARKER, VERSION_FILE_TIME};
+use crate::engine::cluster::{Cluster, VERSION_FILE_TIME};
 use crate::engine::{StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Password, Secrets};
@@ -37,10 +39,11 @@ enum Contents {
 
 impl DockerEngine {
     pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
-        let found = self.container().await?;
+        let (found, _) = self.look().await?;
         let hash = request.spec.hash();
+        let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
         if let Some(found) = &found {
-            let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash);
+            let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
             if same && found.is_running() && found.port.is_some() {
                 return self.started(false, false, None).await;
             }
@@ -57,7 +60,7 @@ impl DockerEngine {
             }
             self.take_away(found).await?;
         }
-        self.create_and_start(request).await
+        self.create_and_start(request, address).await
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
@@ -65,8 +68,9 @@ impl DockerEngine {
         if request.spec.data == DataPlacement::Volume {
             if found.has_run() {
                 // A server only ever starts on a complete volume.
-                self.check_version().await?;
-            } else if matches!(self.contents().await?, Contents::Fresh) {
+                let name = self.instance.container_name();
+                tokio::try_join!(self.check_version(), self.check_marker(&name, request.id))?;
+            } else if matches!(self.contents(request.id).await?, Contents::Fresh) {
                 return Ok(None);
             }
         }
@@ -106,7 +110,7 @@ impl DockerEngine {
     }
 
     /// Makes the container with the first port that is free, fills the volume if it is new, and starts the server.
-    async fn create_and_start(&self, request: &StartRequest) -> Result<Started> {
+    async fn create_and_start(&self, request: &StartRequest, address: IpAddr) -> Result<Started> {
         let volume = request.spec.data == DataPlacement::Volume;
         let cluster = if volume && self.volume().await?.is_none() {
             let cluster = self.cluster(&request.spec).await?;
@@ -122,7 +126,7 @@ impl DockerEngine {
             if local && request.spec.port == PortChoice::Auto && ports::looks_taken(port) {
                 continue;
             }
-            self.create_container(request, port).await?;
+            self.create_container(request, (address, port)).await?;
             let mut created = false;
             if volume {
                 (created, first_password) = self.fill(request, cluster.as_ref(), first_password).await?;
@@ -130,6 +134,9 @@ impl DockerEngine {
             match self.start_container().await {
                 Ok(()) => {
                     ports::say(request, port, &self.events);
+                    if let Some(exposure) = endpoint::exposure(&self.database_host(), address) {
+                        self.events.note(exposure);
+                    }
                     let created = created || first_password.is_some() || !volume;
                     return self.started(created, true, first_password).await;
                 }
@@ -164,10 +171,10 @@ impl DockerEngine {
         Ok(())
     }
 
-    async fn create_container(&self, request: &StartRequest, port: u16) -> Result<()> {
+    async fn create_container(&self, request: &StartRequest, (address, port): (IpAddr, u16)) -> Result<()> {
         let name = self.instance.container_name();
-        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
-        let body = container::body(&self.instance, request.id, &request.spec, &address, Some(port));
+        let address = address.to_string();
+        let body = container::body(&self.instance, request.id, &request.spec, &address, port);
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {
                 // Ours, from a run that was killed or by hand: `container` refuses what is not ours.
@@ -242,7 +249,7 @@ impl DockerEngine {
         cluster: Option<&Cluster>,
         before: Option<Password>,
     ) -> Result<(bool, Option<Password>)> {
-        if let Contents::Complete = self.contents().await? {
+        if let Contents::Complete = self.contents(request.id).await? {
             return Ok((before.is_some(), before));
         }
         let cluster = match cluster {
@@ -275,9 +282,9 @@ impl DockerEngine {
     }
 
     /// What the volume of the (not running) container holds.
-    async fn contents(&self) -> Result<Contents> {
+    async fn contents(&self, id: Uuid) -> Result<Contents> {
         let volume = self.instance.volume_name();
-        if self.file_time(MARKER).await?.is_some() {
+        if self.check_marker(&self.instance.container_name(), id).await? {
             self.check_version().await?;
             return Ok(Contents::Complete);
         }
@@ -300,7 +307,7 @@ impl DockerEngine {
         {
             return Ok(());
         }
-        let version = self.read_file("PG_VERSION").await?;
+        let version = self.read_file(&self.instance.container_name(), "PG_VERSION").await?.unwrap_or_default();
         let version = version.trim();
         if version == POSTGRES_MAJOR.to_string() {
             return Ok(());
@@ -328,22 +335,25 @@ impl DockerEngine {
         }
     }
 
-    async fn read_file(&self, file: &str) -> Result<String> {
-        let name = self.instance.container_name();
+    /// The text of a file of the data folder in the container `name`, which need not run; `None` if there is no such file.
+    pub(super) async fn read_file(&self, name: &str, file: &str) -> Result<Option<String>> {
         let path = format!("{DATA_DIRECTORY}/{file}");
         let what = || format!("read `{path}` in container `{name}`");
         let options = DownloadFromContainerOptionsBuilder::default().path(&path).build();
-        let mut stream = self.docker().download_from_container(&name, Some(options));
+        let mut stream = self.docker().download_from_container(name, Some(options));
         let mut tar = Vec::new();
         while let Some(piece) = stream.next().await {
-            tar.extend_from_slice(&piece.map_err(|error| failed(&what(), error))?);
+            match piece {
+                Err(error) if is_not_found(&error) => return Ok(None),
+                piece => tar.extend_from_slice(&piece.map_err(|error| failed(&what(), error))?),
+            }
         }
         let mut archive = tar::Archive::new(tar.as_slice());
         let mut text = String::new();
         if let Some(entry) = archive.entries().or_failed(what)?.next() {
             std::io::Read::read_to_string(&mut entry.or_failed(what)?, &mut text).or_failed(what)?;
         }
-        Ok(text)
+        Ok(Some(text))
     }
 
     /// Who holds a port, for an error.

@@ -16,18 +16,19 @@ use tokio::sync::mpsc;
 
 use super::cleanup::RemoveOnDrop;
 use super::errors::failed;
-use super::{Container, DockerEngine, container, labels};
+use super::{Container, DockerEngine, container, exec, labels};
 use crate::engine::cluster::{self, Cluster};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{FileLock, Password};
-use crate::pg::{self, Login};
 use crate::profile::DataPlacement;
-use crate::provision;
-use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, SUPERUSER, ServerSpec, hexadecimal};
+use crate::spec::{DATA_DIRECTORY, INITDB_ARGUMENTS, ServerSpec, hexadecimal};
 
 /// Settings of the throw-away server: what it writes need not survive a crash.
 const SETTINGS: [&str; 5] =
     ["fsync=off", "full_page_writes=off", "synchronous_commit=off", "max_wal_senders=0", "wal_level=minimal"];
+
+/// Ends when the server answers; an end of the container ends it too.
+const UNTIL_READY: &str = "until pg_isready --quiet --host 127.0.0.1; do sleep 0.05; done";
 
 /// The name of the cached data folder of an image.
 fn key(image_id: &str) -> String {
@@ -78,7 +79,6 @@ impl DockerEngine {
 
     async fn make_cluster(&self, spec: &ServerSpec, key: &str, name: &str) -> Result<Cluster> {
         let password = Password::random()?;
-        let address = self.connection.endpoint.publish_address(&self.events).await?.to_string();
         let settings = SETTINGS.iter().flat_map(|setting| ["-c".to_owned(), (*setting).to_owned()]);
         let body = ContainerCreateBody {
             image: Some(spec.image_id.clone()),
@@ -86,11 +86,8 @@ impl DockerEngine {
             // Nothing here needs to survive a crash: it is copied once the server has stopped.
             env: Some(container::environment(DataPlacement::Memory)),
             labels: Some([(labels::CLUSTER.to_owned(), key.to_owned())].into()),
-            exposed_ports: Some(vec![container::SERVER_PORT.to_owned()]),
-            host_config: Some(HostConfig {
-                port_bindings: Some(container::published_on(&address, None)),
-                ..HostConfig::default()
-            }),
+            // Nobody but this container's own programs reaches it.
+            host_config: Some(HostConfig { network_mode: Some("none".to_owned()), ..HostConfig::default() }),
             ..ContainerCreateBody::default()
         };
         let create = || format!("create container `{name}`");
@@ -100,7 +97,7 @@ impl DockerEngine {
             .start_container(name, None::<StartContainerOptions>)
             .await
             .map_err(|error| failed(&format!("start container `{name}`"), error))?;
-        self.wait_for_throwaway(name, &password).await?;
+        self.wait_for_throwaway(name).await?;
         self.stop_container(name).await?;
         self.download_cluster(key, name, &password).await
     }
@@ -113,29 +110,22 @@ impl DockerEngine {
             .map_err(|error| failed(&format!("look at container `{name}`"), error))
     }
 
-    /// Waits for a login over the published port, which the image's temporary server does not have.
-    async fn wait_for_throwaway(&self, name: &str, password: &Password) -> Result<()> {
+    /// Waits until the server answers on the container's own loopback, which the image's temporary server does not.
+    async fn wait_for_throwaway(&self, name: &str) -> Result<()> {
+        let waiting = exec::run(self.docker(), name, &["sh", "-c", UNTIL_READY], None);
+        let answered = tokio::time::timeout(self.timeout, waiting).await;
         let found = self.inspect(name).await?;
-        let Some(port) = found.port else {
+        if !found.is_running() {
             return Err(self.ended(name, &found.state).await);
-        };
-        let login = Login {
-            host: self.connection.endpoint.database_host(),
-            port,
-            database: SUPERUSER.to_owned(),
-            user: SUPERUSER.to_owned(),
-            password: password.expose().to_owned(),
-            tls: pg::Tls::Disable,
-            application_name: "tfdev".to_owned(),
-        };
-        let deadline = Instant::now() + self.timeout;
-        let alive = async || {
-            let found = self.inspect(name).await?;
-            if found.is_running() { Ok(()) } else { Err(self.ended(name, &found.state).await) }
-        };
-        let connection = pg::wait_ready(&login, deadline, alive).await.map_err(|error| error.into_error(&login))?;
-        provision::close(connection).await;
-        Ok(())
+        }
+        let slow =
+            || Error::new(ErrorKind::TimedOut, format!("the server in container `{name}` did not come up in time"));
+        let output = answered.map_err(|_| slow().hint("`--timeout SECONDS` waits longer"))??;
+        if output.exit_code == 0 {
+            return Ok(());
+        }
+        let text = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(Error::failed(format!("cannot tell whether the server in container `{name}` answers")).caused_by(text))
     }
 
     async fn download_cluster(&self, key: &str, name: &str, password: &Password) -> Result<Cluster> {

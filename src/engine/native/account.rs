@@ -20,7 +20,7 @@ use crate::pg::programs;
 const USUAL: [&str; 2] = ["postgres", "nobody"];
 
 /// The search path of the server's programs; `archive_command` and its like use it.
-const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(super) const SEARCH_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// A user of this machine who runs a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

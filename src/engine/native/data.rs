@@ -172,7 +172,7 @@ impl Maker {
             let source = scope.spawn(move || {
                 cluster.copy(request.id, &marker, |piece| io::Write::write_all(&mut writer, &piece).is_ok())
             });
-            let unpacked = self.unpack(reader).or_failed(what).map_err(with_room_hint);
+            let unpacked = self.unpack(reader).or_failed(what).map_err(|error| with_room_hint(error, &self.place.home));
             let sent =
                 source.join().unwrap_or_else(|_| Err(Error::failed("reading the cached data folder was cut off")));
             sent.and(unpacked)
@@ -271,10 +271,11 @@ impl Maker {
             }
         }
         let error = Error::failed("cannot make a new data folder");
-        Err(with_room_hint(last.map_or(Error::failed("no locale"), |last| {
+        let error = last.map_or(Error::failed("no locale"), |last| {
             let causes = last.causes().join("\n");
             error.caused_by(format!("{last}: {causes}"))
-        })))
+        });
+        Err(with_room_hint(error, &self.place.home))
     }
 
     /// Keeps a copy of a data folder on which no server has run yet.
@@ -292,19 +293,22 @@ impl Maker {
             // A reader that stops early breaks the pipe: then its own reason counts.
             match sent {
                 Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error).or_failed(what),
-                _ => kept.map(drop).map_err(with_room_hint),
+                _ => kept.map(drop).map_err(|error| with_room_hint(error, &self.cache)),
             }
         })
     }
 }
 
 /// Adds what to do if the disk is full.
-fn with_room_hint(error: Error) -> Error {
+fn with_room_hint(error: Error, folder: &Path) -> Error {
     let full = std::iter::once(error.to_string()).chain(error.causes()).any(|text| {
         let text = text.to_lowercase();
         text.contains("no space left") || text.contains("quota exceeded")
     });
-    if full { error.hint("free some space: a new data folder takes about 40 MB, and what it grows to") } else { error }
+    let folder = folder.display();
+    let hint =
+        || format!("free some space below `{folder}`: a new data folder takes about 40 MB, and what it grows to");
+    if full { error.hint(hint()) } else { error }
 }
 
 /// Removes a folder with all that is in it, if it is there.

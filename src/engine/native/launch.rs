@@ -5,7 +5,9 @@
 //! any living process of the same user for a running server; and a signal goes only to a process that was just proven to
 //! be the server.
 
+use std::ffi::OsString;
 use std::fs;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,7 +17,8 @@ use rustix::process::Signal;
 use tokio::time::sleep;
 
 use super::account::Account;
-use super::log;
+use super::limits::Limits;
+use super::log::{self, Sink};
 use super::place::Place;
 use super::process::{PidFile, Process};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -50,7 +53,7 @@ impl Launched {
     /// How it ended, if it did.
     pub(super) fn ended(&mut self, place: &Place) -> Option<Error> {
         let status = self.child.try_wait().ok().flatten()?;
-        Some(ended(&status.to_string(), &log::since(&place.log(), self.log_begin)))
+        Some(ended(&status.to_string(), &log::since(&place.log_dir(), self.log_begin)))
     }
 }
 
@@ -66,46 +69,80 @@ pub(super) fn ended(how: &str, log: &str) -> Error {
     )
 }
 
-/// Starts the server and waits until it listens or has ended.
-pub(super) async fn start(place: &Place, account: Account, programs: &Programs, limit: Duration) -> Result<Attempt> {
-    let begin = Instant::now();
-    loop {
-        let (log, log_begin) = log::open(&place.log())?;
-        let server = programs.program("postgres");
-        let data = place.data();
-        let spawn = |mut command: Command| {
-            command.arg("-D").arg(&data).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log.try_clone()?).spawn()
+/// What a server is started from.
+pub(super) struct Launch<'a> {
+    pub(super) place: &'a Place,
+    pub(super) account: Account,
+    pub(super) programs: &'a Programs,
+    /// tfdev's own program, which writes the server's log.
+    pub(super) own_program: Option<&'a Path>,
+    pub(super) limits: &'a Limits,
+    pub(super) timeout: Duration,
+    pub(super) events: &'a Events,
+}
+
+/// Waits for a line before it becomes the program that it is given: until then the process has no memory and no
+/// children that would escape the limits. It ends without one if the other end is closed, that is by a kill of tfdev.
+const GATE: &str = r#"read -r line && exec "$0" "$@" </dev/null"#;
+
+impl Launch<'_> {
+    /// Starts the server and waits until it listens or has ended.
+    pub(super) async fn start(&self) -> Result<Attempt> {
+        let begin = Instant::now();
+        loop {
+            let log = Sink::open(self.place, self.account, self.own_program)?;
+            let child = self.spawn(&log)?;
+            let mut launched = Launched { child, log_begin: log.begin() };
+            let ended_with = wait_until_listening(&mut launched, &self.place.data(), begin + self.timeout).await?;
+            let Some(status) = ended_with else { return Ok(Attempt::Running(launched)) };
+            let text = log.close();
+            if text.contains("Address already in use") && text.contains("could not create any TCP/IP sockets") {
+                return Ok(Attempt::PortTaken);
+            }
+            if text.contains("lock file \"postmaster.pid\" already exists") {
+                return Ok(Attempt::AlreadyRunning);
+            }
+            let leftovers = text.contains("pre-existing shared memory block");
+            if !leftovers || begin.elapsed() > LEFTOVERS_LIMIT {
+                return Err(ended(&status, &text));
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Starts the server's process, within its limits.
+    fn spawn(&self, log: &Sink) -> Result<Child> {
+        let server = self.programs.program("postgres");
+        let gated = self.limits.are_there();
+        let mut words: Vec<OsString> =
+            if gated { ["/bin/sh", "-c", GATE].map(OsString::from).into() } else { Vec::new() };
+        words.extend([server.clone().into(), "-D".into(), self.place.data().into()]);
+        let run = |mut command: Command| {
+            command.stdin(if gated { Stdio::piped() } else { Stdio::null() });
+            command.stdout(log.stream()?).stderr(log.stream()?).spawn()
         };
         // `setsid` becomes the server: the child of this process leads no group yet.
-        let mut with_session = account.command(Path::new("setsid"));
-        with_session.arg(&server);
-        let child = match spawn(with_session) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let mut in_group = account.command(&server);
-                in_group.process_group(0);
-                spawn(in_group)
+        let mut with_session = self.account.command(Path::new("setsid"));
+        with_session.args(&words);
+        let child = match run(with_session) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut in_group = self.account.command(Path::new(&words[0]));
+                in_group.args(&words[1..]).process_group(0);
+                run(in_group)
             }
             child => child,
         };
-        let child = child
+        let mut child = child
             .or_failed(|| format!("cannot run `{}`", server.display()))
             .map_err(|error| error.hint("the server's user must be able to reach it").hint(programs::INSTALL_HINT))?;
-        let mut launched = Launched { child, log_begin };
-        let Some(status) = wait_until_listening(&mut launched, &data, begin + limit).await? else {
-            return Ok(Attempt::Running(launched));
-        };
-        let text = log::since(&place.log(), log_begin);
-        if text.contains("Address already in use") && text.contains("could not create any TCP/IP sockets") {
-            return Ok(Attempt::PortTaken);
+        if let Some(mut gate) = child.stdin.take() {
+            if let Err(error) = self.limits.admit(child.id()) {
+                self.events.warning(format!("the server runs without limits on memory and processor time: {error}"));
+            }
+            // A process that is gone is noticed by those who wait for it.
+            let _ = gate.write_all(b"\n");
         }
-        if text.contains("lock file \"postmaster.pid\" already exists") {
-            return Ok(Attempt::AlreadyRunning);
-        }
-        let leftovers = text.contains("pre-existing shared memory block");
-        if !leftovers || begin.elapsed() > LEFTOVERS_LIMIT {
-            return Err(ended(&status, &text));
-        }
-        sleep(Duration::from_millis(100)).await;
+        Ok(child)
     }
 }
 

@@ -4,17 +4,19 @@
 //! process of that number is (`process`) and, above the engine, by a login; only a data folder with the instance's
 //! marker is started or removed (`data`); the server listens on loopback and on a socket in a private folder; and it
 //! never runs as root (`account`).
-//!
-//! Limits on memory and processor time are not enforced, which `status` says.
+//! The profile's limits on memory and processor time hold where this user may make control groups (`limits`); elsewhere
+//! `status` says why not.
 
 mod account;
 mod data;
 mod launch;
+mod limits;
 mod log;
 mod place;
 mod process;
 mod settings_file;
 mod start;
+mod stream;
 
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -28,9 +30,11 @@ use tokio::io::AsyncWriteExt;
 
 use self::data::DataFolder;
 use self::launch::{Launched, Stop};
+pub use self::log::{WRITER_ARGUMENT, write_log};
 use self::place::{Kept, Place};
 use self::process::{PidFile, Process};
 use crate::config::{Setting, Settings};
+use crate::engine::program::{Input, Program};
 use crate::engine::{
     Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
 };
@@ -53,6 +57,8 @@ pub struct NativeEngine {
     runtime_dir: Option<PathBuf>,
     /// Where data folders are kept that were initialised once (see [`crate::engine::cluster`]).
     cluster_dir: PathBuf,
+    /// tfdev's own program, if this process is one.
+    own_program: Option<PathBuf>,
     timeout: Duration,
     events: Events,
     /// The server, if this process started it.
@@ -77,6 +83,7 @@ impl NativeEngine {
             user: settings.native_user.clone(),
             runtime_dir: settings.docker.runtime_dir.clone(),
             cluster_dir: settings.cache_dir.join("clusters"),
+            own_program: settings.own_program.clone(),
             timeout: Duration::from_secs(settings.timeout_seconds.value),
             events,
             launched: Mutex::new(None),
@@ -149,6 +156,14 @@ impl Found {
         Parts { data_dir: self.folder.is_some().then(|| self.place.data()), ..Parts::default() }
     }
 
+    /// Why the server is not held to the profile's limits, or would not be; `None` if it is.
+    fn limits_missing(&self) -> Option<String> {
+        match self.pid_file.as_ref().filter(|_| self.is_running()) {
+            Some(file) => limits::missing(&self.place, file.pid),
+            None => limits::impossible(),
+        }
+    }
+
     /// What the process is doing, and why it is not running.
     fn observe(&self) -> (State, Option<String>) {
         match (&self.folder, &self.pid_file, &self.process) {
@@ -186,6 +201,7 @@ impl Engine for NativeEngine {
         let (state, reason) = found.observe();
         let marked = found.folder.as_ref().map(|folder| folder.marker.id);
         let kept = found.kept.as_ref().filter(|_| state != State::Absent);
+        let limits_reason = found.limits_missing();
         Ok(Observed {
             state,
             id: marked.or_else(|| kept.map(|kept| kept.id)),
@@ -193,7 +209,8 @@ impl Engine for NativeEngine {
             profile: kept.map(|kept| kept.profile.clone()),
             endpoint: found.running_port().map(endpoint),
             parts: found.parts(),
-            limits_enforced: false,
+            limits_enforced: limits_reason.is_none(),
+            limits_reason,
             reason,
         })
     }
@@ -210,7 +227,7 @@ impl Engine for NativeEngine {
         if self.find()?.is_running() {
             return Ok(());
         }
-        let log = log::since(&place.log(), 0);
+        let log = log::since(&place.log_dir(), 0);
         Err(launch::ended("its process is gone", &log))
     }
 
@@ -221,6 +238,7 @@ impl Engine for NativeEngine {
         let in_memory = found.kept.as_ref().is_some_and(|kept| kept.in_memory);
         let how = if in_memory { Stop::Immediate } else { Stop::Fast };
         let was_running = launch::stop(&data, how, limit, &self.events).await?;
+        limits::remove(&found.place, &self.events).await;
         if in_memory && found.folder.is_some() {
             remove_home(&found.place, &self.socket_dir(&found.place))?;
         }
@@ -236,6 +254,7 @@ impl Engine for NativeEngine {
             launch::stop(&place.data(), Stop::Immediate, limit, &self.events).await?;
             removed.push(format!("data folder {}", place.data().display()));
         }
+        limits::remove(place, &self.events).await;
         remove_home(place, &self.socket_dir(place))?;
         Ok(removed)
     }
@@ -277,6 +296,20 @@ impl Engine for NativeEngine {
         Ok(ProgramOutput { exit_code, stdout: output.stdout, stderr: output.stderr })
     }
 
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        let found = self.find()?;
+        let (_, mut variables) = self.program(command, &found)?;
+        // Found by its name, so that a script may be the program too.
+        let bin_dir = self.programs_in_use()?.bin_dir;
+        variables.push(("PATH", format!("{}:{}", bin_dir.display(), account::SEARCH_PATH)));
+        let account = found.folder.as_ref().map(|folder| folder.account).ok_or_else(|| self.instance.not_found())?;
+        let folder = found.place.files();
+        if input != Input::None {
+            Place::create_folder_for(&folder, account)?;
+        }
+        stream::start(account, command, &variables, &folder, input)
+    }
+
     async fn interactive(&self, command: &[&str], _: bool) -> Result<i64> {
         let found = self.find()?;
         let (program, variables) = self.program(command, &found)?;
@@ -291,7 +324,7 @@ impl Engine for NativeEngine {
         if found.folder.is_none() && !found.went_with_the_server() {
             return Err(self.instance.not_found());
         }
-        log::read(&found.place.log(), tail, follow, receive).await
+        log::read(&found.place.log_dir(), tail, follow, receive).await
     }
 }
 
@@ -310,6 +343,7 @@ fn remove_home(place: &Place, socket_dir: &Path) -> Result<()> {
     }
     data::remove(&removed)?;
     data::remove(&place.partial())?;
+    data::remove(&place.files())?;
     data::remove(socket_dir)?;
     place.outside().map_or(Ok(()), |home| data::remove(&home))
 }

@@ -3,16 +3,18 @@
 //! ```text
 //! <state folder of the instance>/native/   ours alone
 //!     server.json                          what the server was started with, and where its home is
-//!     server.log, server.log.1 …           what it wrote (log.rs)
+//!     limits.json                          the control groups that it is in (limits/)
+//!     log/server.log, log/server.log.1 …   what it wrote (log/): a folder of the server's user
 //! <home>/
 //!     data/                                the data folder, with the marker of the instance
 //!     tfdev.conf, pg_hba.conf, server.*    settings, which data/postgresql.conf includes
 //!     run/                                 the server's socket, mode 0700
+//!     files/                               what a program beside the server needs as a file while it runs, mode 0700
 //! ```
 //!
 //! The home is the same folder as the first one, but:
 //! - if root runs tfdev the server runs as another user, who must not need to reach into root's state folder: the home is
-//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data` and `run` alone;
+//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data`, `run` and `files` alone;
 //! - data in memory has its home on a tmpfs.
 //!
 //! What must hold: nothing absolute is kept about a home inside the state folder, so that it can be moved with it; and a
@@ -139,9 +141,19 @@ impl Place {
         self.home.join("data.removed")
     }
 
-    /// The server's log.
-    pub(super) fn log(&self) -> PathBuf {
-        self.records.join("server.log")
+    /// The folder of files for programs beside the server.
+    pub(super) fn files(&self) -> PathBuf {
+        self.home.join("files")
+    }
+
+    /// The folder of the server's log.
+    pub(super) fn log_dir(&self) -> PathBuf {
+        self.records.join("log")
+    }
+
+    /// Tells this server apart from all others of this machine.
+    pub(super) fn name(&self) -> String {
+        hexadecimal(&Sha256::digest(self.records.as_os_str().as_encoded_bytes())[..8])
     }
 
     /// The folder of the server's socket: in the home if its path is short enough, else in `runtime_dir` or `/tmp`.
@@ -172,8 +184,8 @@ impl Place {
         own_folder(&self.home, mode, geteuid().as_raw()).map(drop)
     }
 
-    /// Makes the folder of the socket, open to the server's user alone.
-    pub(super) fn create_socket_dir(folder: &Path, account: Account) -> Result<()> {
+    /// Makes a folder that is open to the server's user alone: that of the socket, the log or files for programs.
+    pub(super) fn create_folder_for(folder: &Path, account: Account) -> Result<()> {
         let own = geteuid().as_raw();
         // A kill may have come between making it and giving it away.
         let made = match fs::symlink_metadata(folder) {

@@ -2,11 +2,13 @@
 //!
 //! What must hold: each step can be the last one before a kill, and the next call goes on from there.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::account::Account;
 use super::data::{DataFolder, Maker};
-use super::launch::{self, Attempt, Stop};
+use super::launch::{self, Attempt, Launch, Stop};
+use super::limits::{self, Limits};
 use super::place::{Kept, Place};
 use super::{Found, NativeEngine, endpoint, remove_home, settings_file};
 use crate::config::PortChoice;
@@ -47,7 +49,6 @@ impl NativeEngine {
             (place, account, Some(password))
         };
         let port = self.launch(request, &place, account, &programs).await?;
-        self.events.detail("the profile's limits on memory and processor time are not enforced by the native engine");
         Ok(Started {
             created: first_password.is_some(),
             started: true,
@@ -148,7 +149,7 @@ impl NativeEngine {
         Ok((place, account, password))
     }
 
-    /// Starts the server on the first port that is free. Returns the port.
+    /// Starts the server on the first port that is free, within the profile's limits. Returns the port.
     async fn launch(
         &self,
         request: &StartRequest,
@@ -157,15 +158,33 @@ impl NativeEngine {
         programs: &Programs,
     ) -> Result<u16> {
         let socket_dir = self.socket_dir(place);
-        Place::create_socket_dir(&socket_dir, account)?;
+        Place::create_folder_for(&socket_dir, account)?;
         launch::clear_leftovers(&place.data(), &socket_dir, &self.events).await?;
+        let limits = Limits::make(place, &request.spec.limits, &self.events).await?;
+        let launch = Launch {
+            place,
+            account,
+            programs,
+            own_program: self.own_program.as_deref(),
+            limits: &limits,
+            timeout: self.timeout,
+            events: &self.events,
+        };
+        let launched = self.launch_on_free_port(request, &launch, &socket_dir).await;
+        if launched.is_err() && self.find().is_ok_and(|found| !found.is_running()) {
+            limits::remove(place, &self.events).await;
+        }
+        launched
+    }
+
+    async fn launch_on_free_port(&self, request: &StartRequest, launch: &Launch<'_>, socket_dir: &Path) -> Result<u16> {
         let choice = request.spec.port;
         for port in ports::candidates(choice, request.last_port, &self.instance) {
             if choice == PortChoice::Auto && ports::looks_taken(port) {
                 continue;
             }
-            settings_file::write(place, account, request, port, &socket_dir)?;
-            match launch::start(place, account, programs, self.timeout).await? {
+            settings_file::write(launch.place, launch.account, request, port, socket_dir)?;
+            match launch.start().await? {
                 Attempt::Running(launched) => {
                     *self.launched() = Some(launched);
                     ports::say(request, port, &self.events);

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::net::UnixListener;
 
 use super::*;
-use crate::event::Event;
 
 const PEM: &str = "-----BEGIN CERTIFICATE-----\n";
 
@@ -278,32 +277,77 @@ async fn the_database_is_where_the_daemon_is() {
     ];
     for text in local {
         assert!(endpoint(text).is_local(), "{text}");
-        assert_eq!(endpoint(text).database_host(), "127.0.0.1", "{text}");
-        assert_eq!(endpoint(text).publish_address(&Events::none()).await.unwrap(), Ipv4Addr::LOCALHOST, "{text}");
+        assert_eq!(endpoint(text).database_host(None), "127.0.0.1", "{text}");
+        assert_eq!(endpoint(text).publish_address(None).await.unwrap(), Ipv4Addr::LOCALHOST, "{text}");
     }
     for (text, host) in [("tcp://10.1.2.3:2375", "10.1.2.3"), ("ssh://me@10.1.2.4", "10.1.2.4")] {
         assert!(!endpoint(text).is_local(), "{text}");
-        assert_eq!(endpoint(text).database_host(), host);
-        assert_eq!(endpoint(text).publish_address(&Events::none()).await.unwrap().to_string(), host);
+        assert_eq!(endpoint(text).database_host(None), host);
+        assert_eq!(endpoint(text).publish_address(None).await.unwrap().to_string(), host);
     }
     let version_six = endpoint("tcp://[fd00::1]:2375");
-    assert_eq!(version_six.database_host(), "[fd00::1]");
-    assert_eq!(version_six.publish_address(&Events::none()).await.unwrap().to_string(), "fd00::1");
-
-    let (sender, notes) = std::sync::mpsc::channel();
-    let events = Events::to(move |event| sender.send(event).unwrap());
-    endpoint("unix:///x").publish_address(&events).await.unwrap();
-    assert!(notes.try_recv().is_err(), "a local daemon is nothing to note");
-    endpoint("tcp://10.1.2.3:2375").publish_address(&events).await.unwrap();
-    assert!(matches!(notes.try_recv(), Ok(Event::Note(text)) if text.contains("10.1.2.3")));
+    assert_eq!(version_six.database_host(None), "fd00::1");
+    assert_eq!(version_six.publish_address(None).await.unwrap().to_string(), "fd00::1");
 
     let mut alias = endpoint("ssh://build");
     alias.ssh_host_name = Some("10.1.2.5".to_owned());
-    assert_eq!(alias.database_host(), "10.1.2.5");
-    assert_eq!(alias.publish_address(&Events::none()).await.unwrap().to_string(), "10.1.2.5");
+    assert_eq!(alias.database_host(None), "10.1.2.5");
+    assert_eq!(alias.publish_address(None).await.unwrap().to_string(), "10.1.2.5");
 
     // `.invalid` never resolves (RFC 6761).
-    let error = endpoint("tcp://build.invalid:2375").publish_address(&Events::none()).await.unwrap_err();
+    let error = endpoint("tcp://build.invalid:2375").publish_address(None).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NoEngine);
     assert!(error.to_string().contains("`build.invalid`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_public_address_is_published_on_only_if_it_is_asked_for() {
+    let address = address::parse("tcp://9.9.9.9:2376", None, "DOCKER_HOST").unwrap();
+    let endpoint = Endpoint::new(address, "DOCKER_HOST".to_owned(), Choice::Host);
+    let error = endpoint.publish_address(None).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("public address 9.9.9.9"), "{error}");
+    assert!(error.hints()[0].contains("`publish = \"9.9.9.9\"` in the section `[docker]`"), "{:?}", error.hints());
+    for (asked, host) in [
+        ("9.9.9.9", "9.9.9.9"),
+        // Every address, and so the Docker host's own.
+        ("0.0.0.0", "9.9.9.9"),
+        ("::", "9.9.9.9"),
+        // A tunnel of the person's own.
+        ("127.0.0.1", "127.0.0.1"),
+        ("fd00::1", "fd00::1"),
+    ] {
+        let asked = Setting::default_value(asked.parse().unwrap());
+        assert_eq!(endpoint.publish_address(Some(&asked)).await.unwrap(), asked.value);
+        assert_eq!(endpoint.database_host(Some(&asked)), host);
+    }
+}
+
+#[test]
+fn addresses_of_private_networks_are_told_from_public_ones() {
+    for private in [
+        "10.1.2.3",
+        "172.31.0.1",
+        "192.168.0.9",
+        "169.254.1.1",
+        "100.64.0.1",
+        "fd00::1",
+        "fe80::1",
+        "::ffff:10.0.0.1",
+        "192.0.2.2",
+        "198.19.0.1",
+        "2001:db8::1",
+    ] {
+        assert!(is_private(private.parse().unwrap()), "{private}");
+    }
+    for public in ["9.9.9.9", "172.32.0.1", "100.128.0.1", "2620:fe::fe", "::ffff:9.9.9.9"] {
+        assert!(!is_private(public.parse().unwrap()), "{public}");
+    }
+}
+
+#[test]
+fn only_a_database_on_loopback_is_nothing_to_tell_of() {
+    assert_eq!(exposure("127.0.0.1", Ipv4Addr::LOCALHOST.into()), None);
+    assert!(exposure("build", "10.1.2.3".parse().unwrap()).unwrap().contains("on 10.1.2.3 of the Docker host"));
+    assert!(exposure("127.0.0.1", "0.0.0.0".parse().unwrap()).unwrap().contains("any address of that machine"));
 }

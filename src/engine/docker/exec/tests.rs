@@ -10,6 +10,7 @@ use bollard::query_parameters::{CreateContainerOptionsBuilder, RemoveContainerOp
 use super::*;
 use crate::engine::docker::errors::is_not_found;
 use crate::engine::docker::testing::{docker, pass_over, skip, variable};
+use crate::engine::program::Input;
 use crate::error::ErrorKind;
 
 /// Images with a shell, in the order in which they are tried.
@@ -256,4 +257,73 @@ async fn a_terminal_session_has_our_size_and_gives_the_terminal_back() {
     })
     .await
     .unwrap();
+}
+
+/// Waits until the container has no process whose arguments hold `words`.
+async fn gone(sleeper: &Sleeper, words: &str) {
+    let started = Instant::now();
+    // The brackets keep the search from finding itself.
+    let script = format!("cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -c '[{}]{}'", &words[..1], &words[1..]);
+    while sleeper.run(&["sh", "-c", &script], None).await.unwrap().stdout != b"0\n" {
+        assert!(started.elapsed() < Duration::from_secs(20), "`{words}` still runs");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_streamed_program_gets_a_file_it_can_seek_in_and_which_goes_with_it() {
+    let Some(sleeper) = Sleeper::start().await else { return };
+    let stale = "/var/tmp/tfdev-file-1-12345";
+    let leave = format!("touch {stale} && chown postgres {stale}");
+    sleeper.run(&["sh", "-c", &leave], None).await.unwrap();
+    let bytes: Vec<u8> = (0..1_000_000_u32).flat_map(u32::to_le_bytes).collect();
+    let command = ["sh", "-c", "tail -c 4 \"$1\"; cat \"$1\"; echo done >&2; exit 3", "sh"];
+    let length = Input::File(bytes.len() as u64);
+    let mut program = stream(&sleeper.docker, &sleeper.name, &command, length).await.unwrap();
+    program.write(&bytes[..70_000]).await.unwrap();
+    program.write(&bytes[70_000..]).await.unwrap();
+    let mut output = Vec::new();
+    while let Some(piece) = program.read().await.unwrap() {
+        output.extend_from_slice(&piece);
+    }
+    assert!(output[..4] == bytes[bytes.len() - 4..] && output[4..] == bytes, "{} bytes", output.len());
+    let ended = program.finish().await.unwrap();
+    assert_eq!((ended.exit_code, ended.stderr), (3, b"done\n".to_vec()));
+    // Neither its own file nor that of a shell that is gone.
+    let left = sleeper.run(&["ls", "/var/tmp"], None).await.unwrap();
+    assert_eq!(left.stdout, b"");
+}
+
+#[tokio::test]
+async fn a_streamed_program_ends_when_nobody_is_interested() {
+    let Some(sleeper) = Sleeper::start().await else { return };
+    // One that writes without end, and one that is silent.
+    for (number, script) in ["while :; do echo and on; done", "echo begun; sleep 4321"].into_iter().enumerate() {
+        let marker = format!("marker{number}");
+        let command = ["sh", "-c", script, &marker];
+        let mut program = stream(&sleeper.docker, &sleeper.name, &command, Input::None).await.unwrap();
+        assert!(program.read().await.unwrap().is_some());
+        drop(program);
+        gone(&sleeper, &marker).await;
+    }
+    // One whose file never comes.
+    let mut program = stream(&sleeper.docker, &sleeper.name, &["true"], Input::File(100)).await.unwrap();
+    program.write(b"not all").await.unwrap();
+    files(&sleeper, |files| files > 0).await;
+    drop(program);
+    files(&sleeper, |files| files == 0).await;
+}
+
+/// Waits until the number of files for programs is as it should be.
+async fn files(sleeper: &Sleeper, as_wanted: impl Fn(usize) -> bool) {
+    let started = Instant::now();
+    loop {
+        let listing = sleeper.run(&["ls", "/var/tmp"], None).await.unwrap().stdout;
+        let count = String::from_utf8_lossy(&listing).lines().count();
+        if as_wanted(count) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "{count} files");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }

@@ -1,0 +1,420 @@
+//! The external engine: a PostgreSQL 15 server by URL, which someone else runs and which tfdev never starts or stops.
+//!
+//! What must hold: only databases that carry the instance's marker ([`crate::marker`]) are written to and dropped; before
+//! the first write the server is proven to be the one on record, and not to look like production (`production`); a role
+//! with CREATEDB and nothing else is enough; and what needs the machine is refused with the reason.
+//!
+//! ```text
+//! login       who logs in, with which password        password_file   libpq's rules for it
+//! survey      what the server is, and why it is none  production      what it must not look like
+//! databases   ours and others'
+//! ```
+
+mod databases;
+mod login;
+mod password_file;
+mod production;
+mod survey;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+use tokio::io::AsyncWriteExt;
+use uuid::Uuid;
+
+use self::databases::Database;
+use self::login::{Known, Session};
+use self::production::Subject;
+use self::survey::Survey;
+use crate::config::{Origin, PasswordEnvironment, PortChoice, Setting, Settings};
+use crate::engine::program::{Input, Program};
+use crate::engine::{
+    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
+    cannot,
+};
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::event::Events;
+use crate::identity::Claim;
+use crate::instance::{Instance, InstanceRecord, PgpassEntry};
+use crate::marker::{Marker, registry_name};
+use crate::pg::programs::{SearchPlaces, client_program};
+use crate::pg::url::ServerUrl;
+use crate::provision::close;
+use crate::server::{Role, Server, Tenancy};
+
+/// The external engine for one instance.
+#[derive(Debug)]
+pub struct ExternalEngine {
+    instance: Instance,
+    url: ServerUrl,
+    /// The URL's role.
+    user: String,
+    /// The project's database.
+    database: String,
+    /// Who the instance's databases belong to, with an identity that is not its own.
+    unidentified: Marker,
+    allow_remote: Option<String>,
+    passwords: PasswordEnvironment,
+    home_dir: Option<PathBuf>,
+    places: SearchPlaces,
+    /// Whether the profile was asked for, so that it matters that the server has other settings.
+    profile_asked: bool,
+    events: Events,
+    /// The password, once it was looked for.
+    known: Mutex<Option<Known>>,
+    /// A database that let us in. One that does not may take a pooler its whole time limit, each time.
+    entrance: Mutex<Option<String>>,
+}
+
+impl ExternalEngine {
+    /// Makes the engine for `instance`. Nothing is asked of the server yet.
+    ///
+    /// Fails with [`ErrorKind::BadInput`] if there is no usable `external.url`, and with [`ErrorKind::Refused`] if a flag asks
+    /// for what only a server of ours can have.
+    pub fn new(instance: Instance, settings: &Settings, events: Events) -> Result<Self> {
+        let Some(given) = &settings.external_url else {
+            return Err(Error::bad_input(
+                "the engine external needs the URL of a server, and `external.url` is not set",
+            )
+            .hint(
+                "set it under `[external]` in `tfdev.toml`, without a password, or set `TFDEV_EXTERNAL_URL`: \
+                       `postgres://ROLE@HOST:5432/postgres`",
+            ));
+        };
+        let url = ServerUrl::parse(&given.value)
+            .map_err(|says| Error::bad_input(format!("`external.url` ({}) {says}", given.origin)))?;
+        let user = url.user.clone().ok_or_else(|| {
+            Error::bad_input(format!("`external.url` ({}) names no role", given.origin))
+                .hint("write it in front of the host: `postgres://ROLE@HOST/DATABASE`")
+        })?;
+        let port = &settings.database.port;
+        if matches!((port.value, &port.origin), (PortChoice::Fixed(_), Origin::Flag { .. })) {
+            return Err(cannot("choose the server's port", "the server is run by someone else")
+                .hint("the port stands in `external.url`"));
+        }
+        Ok(Self {
+            unidentified: Marker::of(settings, &instance, Uuid::nil()),
+            instance,
+            url,
+            user,
+            database: settings.database.name.value.clone(),
+            allow_remote: settings.external_allow_remote.as_ref().map(|allowed| allowed.value.clone()),
+            passwords: settings.passwords.clone(),
+            home_dir: settings.home_dir.clone(),
+            places: SearchPlaces::of(settings),
+            profile_asked: settings.profile.is_some(),
+            events,
+            known: Mutex::new(None),
+            entrance: Mutex::new(None),
+        })
+    }
+
+    fn endpoint(&self) -> Endpoint {
+        Endpoint { host: self.url.host.clone(), port: self.url.port }
+    }
+
+    /// The server, for messages.
+    fn place(&self) -> String {
+        format!("{}:{}", self.url.host, self.url.port)
+    }
+
+    fn subject(&self) -> Subject<'_> {
+        Subject { host: &self.url.host, database: &self.database, allowed: self.allow_remote.as_deref() }
+    }
+
+    fn remembered(&self) -> Option<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn remember(&self, known: Known) {
+        *self.known.lock().unwrap_or_else(PoisonError::into_inner) = Some(known);
+    }
+
+    /// What is on record of the instance, if it was made on this engine.
+    fn record(&self) -> Result<Option<InstanceRecord>> {
+        let record = InstanceRecord::read(&self.instance, &Events::none())?;
+        Ok(record.filter(|record| record.engine == Some(EngineKind::External.into())))
+    }
+
+    /// What is there of an instance that was never finished, or whose record is lost: asked of the server.
+    async fn look(&self, record: Option<&InstanceRecord>) -> Result<Option<Uuid>> {
+        self.subject().check_place().await?;
+        let mut session = self.open(&[]).await?;
+        let databases = databases::read(&mut session.connection).await?;
+        close(session.connection).await;
+        let id = match record.and_then(InstanceRecord::id) {
+            Some(id) => Some(id),
+            None => self.lost_identity(&databases),
+        };
+        Ok(id.filter(|id| databases.iter().any(|database| database.is_of(*id))))
+    }
+
+    /// The identity of the databases that were made from this very checkout on this machine.
+    fn lost_identity(&self, databases: &[Database]) -> Option<Uuid> {
+        let markers = databases.iter().filter_map(|database| database.marker.as_ref());
+        markers.into_iter().find(|marker| marker.is_of_same_checkout(&self.unidentified)).map(|marker| marker.id)
+    }
+
+    /// Makes what is missing, after everything that speaks against it was looked at.
+    async fn make(&self, request: &StartRequest) -> Result<bool> {
+        self.subject().check_place().await?;
+        let registry = registry_name(request.id);
+        let finished = self.record()?.is_some_and(|record| record.initialised);
+        let own = [registry.as_str()];
+        let mut session = self.open(if finished { &own } else { &[] }).await?;
+        let survey = Survey::take(&mut session.connection).await?;
+        survey.check()?;
+        survey::check_sessions(&mut session.connection, &session.login).await?;
+        let databases = databases::read(&mut session.connection).await?;
+        self.prove(&mut session, &survey, &databases, request.id).await?;
+        if !databases.iter().any(|database| database.is_of(request.id)) {
+            self.subject().check_use(&mut session.connection, &databases).await?;
+        }
+        self.compare(&mut session, request).await?;
+        let missing = |name: &str| !databases.iter().any(|database| database.name == name);
+        if missing(&registry) || missing(&self.database) {
+            survey.check_role()?;
+        }
+        let marker = Marker { id: request.id, ..self.unidentified.clone() };
+        let connection = &mut session.connection;
+        // First what may be refused: the name may be another's.
+        let made = databases::make_project(connection, &self.database, &marker, &databases).await?;
+        databases::make_registry(connection, &marker, &databases).await?;
+        close(session.connection).await;
+        Ok(made)
+    }
+
+    /// Fails unless the server is the one on record, as far as there is a record: the same system identifier, or the
+    /// marker where that may not be read; and unless the registry is the instance's own.
+    async fn prove(&self, session: &mut Session, survey: &Survey, databases: &[Database], id: Uuid) -> Result<()> {
+        let registry = registry_name(id);
+        let marked = databases.iter().any(|database| database.is_of(id));
+        let look_alike = databases.iter().find(|database| database.name == registry && !database.is_of(id));
+        if let Some(database) = look_alike {
+            let found = database
+                .marker
+                .as_ref()
+                .map_or_else(|| "no marker".to_owned(), |marker| format!("the marker of the instance {}", marker.id));
+            return Err(refused(format!(
+                "the database `{registry}` of the server at {} carries {found}",
+                self.place()
+            )));
+        }
+        if session.login.database == registry
+            && let Some(claim) = Claim::read(&mut session.connection, survey.system_identifier).await?
+        {
+            claim.check(id)?;
+        }
+        let Some(record) = self.record()?.filter(|record| record.initialised) else { return Ok(()) };
+        match (record.system_identifier(), survey.system_identifier) {
+            (Some(expected), Some(found)) if expected != found => {
+                let what = if marked { "is a copy of this instance's server" } else { "is another one" };
+                Err(refused(format!(
+                    "the server at {} {what}: its system identifier is {found}, and this instance has {expected}",
+                    self.place()
+                )))
+            }
+            (Some(_), Some(_)) => {
+                if !marked {
+                    self.events.warning("The databases of this instance were dropped by someone; they are made anew");
+                }
+                Ok(())
+            }
+            _ if marked => Ok(()),
+            _ => Err(refused(format!("the server at {} carries no marker of the instance {id}", self.place()))),
+        }
+    }
+
+    /// Tells which settings of the profile the server has otherwise: they are not ours to change.
+    async fn compare(&self, session: &mut Session, request: &StartRequest) -> Result<()> {
+        let different = survey::different(&mut session.connection, &request.spec.settings).await?;
+        if different.is_empty() {
+            return Ok(());
+        }
+        let list = different.iter().map(|(name, value)| {
+            format!("{name} is {value}, not {}", request.spec.settings.get(name).map_or("", String::as_str))
+        });
+        let list = list.collect::<Vec<_>>().join("; ");
+        let profile = &request.spec.profile;
+        let text =
+            format!("The server's settings are not tfdev's to change; those of the profile `{profile}` differ: {list}");
+        if self.profile_asked {
+            self.events.warning(text);
+        } else {
+            self.events.detail(text);
+        }
+        Ok(())
+    }
+
+    /// Runs a program of this machine with the server as its target.
+    fn command(&self, command: &[&str]) -> Result<(std::process::Command, tempfile::NamedTempFile)> {
+        let known = self.known()?;
+        let host = &self.url.host;
+        let entry = PgpassEntry {
+            host: if host.starts_with('/') { "*" } else { host },
+            port: self.url.port,
+            database: "*",
+            user: &self.user,
+            password: &known.password,
+        };
+        let file = entry.write_temporary()?;
+        let mut prepared = std::process::Command::new(client_program(&self.places, command[0])?);
+        prepared.args(&command[1..]).env("PGHOST", host).env("PGPORT", self.url.port.to_string());
+        prepared.env("PGUSER", &self.user).env("PGPASSFILE", file.path());
+        for name in ["PGPASSWORD", "PGHOSTADDR", "PGSERVICE", "PGOPTIONS"] {
+            prepared.env_remove(name);
+        }
+        prepared.envs(self.as_server(Uuid::nil())?.tls_variables());
+        Ok((prepared, file))
+    }
+
+    fn as_server(&self, id: Uuid) -> Result<Server> {
+        let known = self.known()?;
+        let role = Role { name: self.user.clone(), password: known.password };
+        Ok(Server {
+            endpoint: self.endpoint(),
+            tls: self.tls()?,
+            database: self.database.clone(),
+            user: role.clone(),
+            admin: role,
+            registry: registry_name(id),
+            tenancy: Tenancy::Shared,
+            password_file: known.file,
+        })
+    }
+}
+
+fn parts(id: Uuid) -> Parts {
+    Parts { registry: Some(registry_name(id)), ..Parts::default() }
+}
+
+/// The error for a server that is not the instance's.
+fn refused(message: String) -> Error {
+    Error::new(ErrorKind::Refused, message).hint("nothing was written; mend `external.url`").hint(
+        "or give up what is on record: `tfdev destroy`, if the right server can still be reached, else another \
+               `--instance NAME`",
+    )
+}
+
+#[async_trait]
+impl Engine for ExternalEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::External
+    }
+
+    fn certificate_host(&self) -> Option<String> {
+        None
+    }
+
+    async fn server(&self, _: &Settings, _: Endpoint, _: Option<PathBuf>, _: &Events) -> Result<Server> {
+        let id = self.record()?.and_then(|record| record.id()).ok_or_else(|| self.instance.not_found())?;
+        if self.remembered().is_none() {
+            self.subject().check_place().await?;
+            // A session tells whether the password is right, or must be asked for.
+            close(self.open(&[&registry_name(id)]).await?.connection).await;
+        }
+        self.as_server(id)
+    }
+
+    async fn observe(&self) -> Result<Observed> {
+        let record = self.record()?;
+        let finished = record.as_ref().filter(|record| record.initialised).and_then(InstanceRecord::id);
+        let id = match finished {
+            Some(id) => Some(id),
+            None => self.look(record.as_ref()).await?,
+        };
+        Ok(Observed {
+            state: if id.is_some() { State::Starting } else { State::Absent },
+            id,
+            spec_hash: None,
+            profile: id.and_then(|_| record.and_then(|record| record.profile)),
+            endpoint: id.map(|_| self.endpoint()),
+            parts: id.map(parts).unwrap_or_default(),
+            limits_enforced: false,
+            limits_reason: Some("the server is run by someone else".to_owned()),
+            reason: None,
+        })
+    }
+
+    async fn start(&self, request: &StartRequest) -> Result<Started> {
+        let created = self.make(request).await?;
+        let parts = parts(request.id);
+        Ok(Started { created, started: false, endpoint: self.endpoint(), first_password: None, parts })
+    }
+
+    async fn check_alive(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn stop(&self) -> Result<bool> {
+        self.events.note(format!("The server at {} is someone else's: tfdev never stops it", self.place()));
+        Ok(false)
+    }
+
+    async fn destroy(&self) -> Result<Vec<String>> {
+        let record = self.record()?;
+        let Some(id) = self.look(record.as_ref()).await? else { return Ok(Vec::new()) };
+        let mut session = self.open(&[]).await?;
+        let survey = Survey::take(&mut session.connection).await?;
+        let databases = databases::read(&mut session.connection).await?;
+        self.prove(&mut session, &survey, &databases, id).await?;
+        let registry = registry_name(id);
+        let (last, first): (Vec<_>, Vec<_>) =
+            databases.iter().filter(|database| database.is_of(id)).partition(|database| database.name == registry);
+        let mut removed = Vec::new();
+        // The registry goes last, so that a kill leaves something that can be destroyed again.
+        for database in first.into_iter().chain(last) {
+            databases::drop(&mut session.connection, database).await?;
+            removed.push(format!("database {}", database.name));
+        }
+        close(session.connection).await;
+        Ok(removed)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        Ok(())
+    }
+
+    async fn source(&self, requested: Option<&Setting<String>>, _: Option<&str>) -> Result<Source> {
+        if let Some(Setting { origin: Origin::Flag { .. }, .. }) = requested {
+            return Err(cannot("run an image", "the server is run by someone else"));
+        }
+        Ok(Source { name: format!("the server at {}", self.place()), id: "external".to_owned() })
+    }
+
+    async fn stream(&self, _: &[&str], _: Input) -> Result<Program> {
+        Err(Error::new(ErrorKind::Refused, "there is nothing beside an external server that could run a program"))
+    }
+
+    async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {
+        let what = || format!("cannot run `{}`", command[0]);
+        let (mut prepared, _password_file) = self.command(command)?;
+        prepared.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = tokio::process::Command::from(prepared).kill_on_drop(true).spawn().or_failed(what)?;
+        let input = child.stdin.take();
+        let feed = async {
+            if let Some(mut input) = input {
+                // A program that ends before it has read all says so by its exit status.
+                let _ = input.write_all(stdin).await;
+            }
+        };
+        let ((), output) = tokio::join!(feed, child.wait_with_output());
+        let output = output.or_failed(what)?;
+        let exit_code = output.status.code().unwrap_or(1).into();
+        Ok(ProgramOutput { exit_code, stdout: output.stdout, stderr: output.stderr })
+    }
+
+    async fn interactive(&self, command: &[&str], _: bool) -> Result<i64> {
+        let (mut prepared, _password_file) = self.command(command)?;
+        let status = prepared.status().or_failed(|| format!("cannot run `{}`", command[0]))?;
+        Ok(status.code().unwrap_or(1).into())
+    }
+
+    async fn logs(&self, _: Option<u32>, _: bool, _: &mut LogReceiver<'_>) -> Result<()> {
+        Err(cannot("show the server's log", "the log is a file of a machine that someone else runs"))
+    }
+}
