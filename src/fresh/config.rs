@@ -275,7 +275,7 @@ async fn find_or_start(settings: &Settings, events: &Events) -> Result<Running> 
         _ => {}
     }
     let mut settings = settings.clone();
-    settings.dataset.value = "none".to_owned();
+    "none".clone_into(&mut settings.dataset.value);
     let instance = Instance::of(&settings);
     events.started(format!("Starting the instance `{}`", instance.name));
     crate::up::up(&settings, events).await?;

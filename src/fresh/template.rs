@@ -81,7 +81,9 @@ impl Recipe {
         for (kind, parts) in [("extensions", &self.extensions), ("scripts", &self.scripts)] {
             add(kind);
             add(&parts.len().to_string());
-            parts.iter().for_each(|part| add(&part.replace('\r', "")));
+            for part in parts {
+                add(&part.replace('\r', ""));
+            }
         }
         add(self.function.as_ref().map_or("", |(name, _)| name));
         crate::spec::hexadecimal(&hash.finalize())

@@ -26,7 +26,7 @@ fn options() -> Options {
         storage_bytes: 1 << 32,
         connections: 2,
         workers: 4,
-        timeout: Duration::from_secs(60),
+        timeout: Duration::from_mins(1),
         holder: "a test".to_owned(),
         queue: None,
     }
@@ -148,9 +148,9 @@ async fn a_template_is_made_once_however_many_want_it_and_no_two_get_one_databas
         }
         (pool, names)
     });
-    let taken = futures_util::future::join_all(takes).await;
+    let pools = futures_util::future::join_all(takes).await;
     assert_eq!(made.load(Ordering::SeqCst), 1);
-    let names: HashSet<_> = taken.iter().flat_map(|(_, names)| names.clone()).collect();
+    let names: HashSet<_> = pools.iter().flat_map(|(_, names)| names.clone()).collect();
     assert_eq!(names.len(), 18);
 }
 
@@ -253,7 +253,7 @@ async fn who_comes_when_the_bound_is_reached_waits_for_a_database_to_be_given_ba
     let template = pool.template(&recipe()).await.unwrap();
     let first = pool.take(&template).await.unwrap();
     let _second = pool.take(&template).await.unwrap();
-    let other = open(&server, Options { timeout: Duration::from_millis(300), ..bounded.clone() }).await;
+    let other = open(&server, Options { timeout: Duration::from_secs(5), ..bounded.clone() }).await;
     let error = other.take(&template).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.causes()[0].starts_with("of 2 that may exist there are 2: 2 in use, 0 kept"), "{:?}", error.causes());

@@ -13,6 +13,7 @@ on_every_engine!(
     suites_of_the_library_get_databases_of_their_own_in_parallel,
     a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call,
     a_panic_gives_the_database_back_and_keeps_it_if_asked_to,
+    suites_that_are_killed_at_any_moment_leave_nothing_behind,
 );
 
 /// The URL of the project's own database on the instance `test`.
@@ -177,6 +178,47 @@ fn a_panic_gives_the_database_back_and_keeps_it_if_asked_to(env: &TestEnv) {
     assert_eq!(one(&kept, "SELECT count(*) FROM tasks"), "0");
 }
 
+/// How many databases are made while suites are killed; `TFDEV_SOAK` makes it more.
+const SOAK: i64 = 150;
+
+fn suites_that_are_killed_at_any_moment_leave_nothing_behind(env: &TestEnv) {
+    #[expect(clippy::disallowed_methods, reason = "how long to soak is no setting of tfdev")]
+    let wanted = std::env::var("TFDEV_SOAK").map_or(SOAK, |text| text.parse().unwrap());
+    let instance = {
+        env.run(&["fresh", "--ttl", "1s"]).ok();
+        instance_url(env)
+    };
+    let mut suites: Vec<Suite> = (0..3).map(|_| Suite::start(env, "churn")).collect();
+    let mut pause = 7;
+    let made = || -> i64 {
+        let made = env.run(&["fresh", "--ttl", "1s", "--json"]).ok().json();
+        let list = env.run(&["fresh", "list", "--json"]).ok().json();
+        let row = list.as_array().unwrap().iter().find(|row| row["database"] == made["database"]);
+        row.map_or(0, |row| row["id"].as_i64().unwrap())
+    };
+    while made() < wanted {
+        for suite in &mut suites {
+            // Any moment: a different one each time.
+            pause = pause * 31 % 397;
+            std::thread::sleep(std::time::Duration::from_millis(pause));
+            suite.child.kill().unwrap();
+            suite.child.wait().unwrap();
+            *suite = Suite::start(env, "churn");
+        }
+    }
+    for suite in &mut suites {
+        suite.child.kill().unwrap();
+        suite.child.wait().unwrap();
+    }
+    until("all databases to go", || {
+        env.run(&["fresh", "gc"]).ok();
+        env.run(&["fresh", "drop", "--all"]).ok();
+        let left = query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_f%'");
+        left.is_empty().then_some(())
+    });
+    assert_eq!(query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_t%'").len(), 1);
+}
+
 /// Says something to the test that started the suite.
 #[expect(clippy::print_stdout, reason = "standard output is how the suite tells")]
 fn tell(text: &str) {
@@ -195,6 +237,16 @@ fn a_suite_of_the_library() {
             let db = tfdev::blocking::fresh().unwrap();
             tell(&db.url());
             let _ = std::io::stdin().read_line(&mut String::new());
+        }
+        "churn" => {
+            for _ in 0..3 {
+                std::thread::spawn(|| {
+                    loop {
+                        drop(tfdev::blocking::fresh().unwrap());
+                    }
+                });
+            }
+            drop(std::io::stdin().read_line(&mut String::new()));
         }
         "panic" => {
             for keep in [false, true] {

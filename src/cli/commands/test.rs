@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::fresh::prepare;
 use crate::cli::Session;
@@ -49,34 +49,51 @@ async fn run_with(command: &[String], lease: &Lease, session: &Session) -> Resul
     child.args(arguments).env("DATABASE_URL", lease.url());
     // What the library in the command asks for is found in the same place.
     child.env("TFDEV_INSTANCE", &settings.instance.value).env("TFDEV_PROJECT_DIR", &settings.project_dir);
+    // From here on, so that no signal finds a command that has begun and nobody to pass it on.
+    let signals = Signals::take()?;
     let child = child.spawn().map_err(|error| {
         Error::new(ErrorKind::Usage, format!("cannot run `{program}`: {error}"))
             .hint("what is in PATH can be run; a line of shell needs `tfdev test -- sh -c '…'`")
     })?;
-    wait(child).await
+    signals.pass_on(child).await
 }
 
-/// Waits for the command and passes on the signals that end programs. Ctrl-C reaches it by the terminal.
-async fn wait(mut child: Child) -> Result<ExitStatus> {
-    let what = || "cannot take signals";
-    let mut terminate = signal(SignalKind::terminate()).or_failed(what)?;
-    let mut hang_up = signal(SignalKind::hangup()).or_failed(what)?;
-    let mut quit = signal(SignalKind::quit()).or_failed(what)?;
-    let mut interrupt = signal(SignalKind::interrupt()).or_failed(what)?;
-    let by_terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
-    loop {
+/// The signals that end programs.
+struct Signals {
+    terminate: Signal,
+    hang_up: Signal,
+    quit: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn take() -> Result<Self> {
+        let of = |kind| signal(kind).or_failed(|| "cannot take signals");
+        Ok(Self {
+            terminate: of(SignalKind::terminate())?,
+            hang_up: of(SignalKind::hangup())?,
+            quit: of(SignalKind::quit())?,
+            interrupt: of(SignalKind::interrupt())?,
+        })
+    }
+
+    /// Waits for the command and passes them on to it. Ctrl-C reaches it by the terminal.
+    async fn pass_on(mut self, mut child: Child) -> Result<ExitStatus> {
         use rustix::process::Signal;
-        let received = tokio::select! {
-            ended = child.wait() => return ended.or_failed(|| "cannot wait for the command"),
-            _ = terminate.recv() => Some(Signal::TERM),
-            _ = hang_up.recv() => Some(Signal::HUP),
-            _ = quit.recv() => Some(Signal::QUIT).filter(|_| !by_terminal),
-            _ = interrupt.recv() => Some(Signal::INT).filter(|_| !by_terminal),
-        };
-        let process = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
-        if let (Some(received), Some(process)) = (received, process) {
-            // It may just have ended.
-            let _ = rustix::process::kill_process(process, received);
+        let by_terminal = std::io::IsTerminal::is_terminal(&std::io::stdin());
+        loop {
+            let received = tokio::select! {
+                ended = child.wait() => return ended.or_failed(|| "cannot wait for the command"),
+                _ = self.terminate.recv() => Some(Signal::TERM),
+                _ = self.hang_up.recv() => Some(Signal::HUP),
+                _ = self.quit.recv() => Some(Signal::QUIT).filter(|_| !by_terminal),
+                _ = self.interrupt.recv() => Some(Signal::INT).filter(|_| !by_terminal),
+            };
+            let process = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed()));
+            if let (Some(received), Some(process)) = (received, process) {
+                // It may just have ended.
+                let _ = rustix::process::kill_process(process, received);
+            }
         }
     }
 }
