@@ -2,7 +2,7 @@
 //!
 //! What must hold: memory is bounded, whatever the program writes; and the program ends when this process dies or loses
 //! interest, however that happens. A daemon lets a program in a container run on when nobody is attached any more, and the
-//! kernel does the same for a child, so the program runs below a small shell ([`LIFELINE`]) that holds on to its input:
+//! kernel does the same for a child, so the program runs below a small shell (`LIFELINE`) that holds on to its input:
 //! the end of that input, which nothing but a live tfdev keeps open, ends the program.
 
 use std::collections::VecDeque;

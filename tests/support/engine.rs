@@ -172,7 +172,7 @@ impl TestEnv {
         match self.engine() {
             TestEngine::Docker => docker::run(&["logs", &self.container()]).ok().stderr,
             TestEngine::Native | TestEngine::NativeUser => {
-                std::fs::read_to_string(self.instance_dir().join("native/server.log")).unwrap()
+                std::fs::read_to_string(self.instance_dir().join("native/log/server.log")).unwrap()
             }
         }
     }
