@@ -15,6 +15,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// How often the holder looks whether the database was dropped by name.
 const CHECK_EVERY: Duration = Duration::from_secs(5);
 
+/// How long giving back and dropping may take when the process has ended.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(10);
+
 /// A process of this machine whose end can be waited for.
 #[derive(Debug)]
 pub struct Watched {
@@ -78,6 +81,10 @@ pub async fn hold(pool: &Pool, lease: Lease, process: Watched) -> Result<()> {
         ended = process.ended() => ended?,
         () = dropped => {}
     }
-    pool.give_back(lease.clone()).await?;
-    pool.collect().await.map(drop)
+    let clean_up = async {
+        pool.give_back(lease.clone()).await?;
+        pool.collect().await.map(drop)
+    };
+    // The server may be gone for good; what is not done is left to the next call.
+    tokio::time::timeout(CLEAN_UP_LIMIT, clean_up).await.unwrap_or(Ok(()))
 }
