@@ -287,22 +287,35 @@ impl Server {
             ));
         }
         match (self.tenancy, record.id()) {
-            (Tenancy::Shared, Some(id)) => prove_marked(connection, id).await,
+            (Tenancy::Shared, Some(id)) => prove_marked(connection, None, id).await.map(drop),
             _ => Ok(()),
+        }
+    }
+
+    /// Fails unless the project's database is the instance's own, where others have databases too. Returns its marker,
+    /// which the one that takes its place must carry as well; `None` where all databases are ours.
+    pub async fn project_marker(
+        &self,
+        connection: &mut PgConnection,
+        record: &InstanceRecord,
+    ) -> Result<Option<Marker>> {
+        match (self.tenancy, record.id()) {
+            (Tenancy::Shared, Some(id)) => prove_marked(connection, Some(&self.database), id).await.map(Some),
+            _ => Ok(None),
         }
     }
 }
 
-/// Fails unless the database that `connection` is to carries the marker of the instance with this identity.
-async fn prove_marked(connection: &mut PgConnection, id: Uuid) -> Result<()> {
+/// Fails unless `database`, or the one that `connection` is to, carries the marker of the instance with this identity.
+async fn prove_marked(connection: &mut PgConnection, database: Option<&str>, id: Uuid) -> Result<Marker> {
     let what = || "cannot read the database's marker";
     let question = "SELECT datname::text, shobj_description(oid, 'pg_database') FROM pg_database \
-                    WHERE datname = current_database()";
-    let row = sqlx::raw_sql(question).fetch_one(connection).await.or_failed(what)?;
+                    WHERE datname = coalesce($1, current_database())";
+    let row = sqlx::query(question).bind(database).fetch_one(connection).await.or_failed(what)?;
     let name: String = row.try_get(0).or_failed(what)?;
     let comment: Option<String> = row.try_get(1).or_failed(what)?;
     match comment.as_deref().and_then(Marker::read) {
-        Some(marker) if marker.id == id => Ok(()),
+        Some(marker) if marker.id == id => Ok(marker),
         Some(marker) => Err(not_marked(&name, &format!("the marker of the instance {}", marker.id), id)),
         None => Err(not_marked(&name, "no marker of tfdev", id)),
     }

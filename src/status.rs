@@ -7,7 +7,7 @@ use sqlx::{PgConnection, Row};
 
 use crate::config::Settings;
 use crate::engine::{self, EngineKind, Observed, Parts, State};
-use crate::error::{Context, Result};
+use crate::error::{Context, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
 use crate::migrate::{self, Source};
@@ -29,12 +29,13 @@ const WHOLE_SERVER: &str = "\
             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), \
            current_setting('max_connections')::bigint";
 
-/// The same where others have databases too: the sizes of those with the marker that this one has, which an ordinary role
-/// may ask for.
+/// The same where others have databases too: the sizes of those with the marker that this one has and of those that the
+/// list of snapshots (`$1`) names, which an ordinary role may ask for.
 const OUR_DATABASES: &str = "\
     SELECT (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database \
             WHERE shobj_description(oid, 'pg_database') = (SELECT shobj_description(oid, 'pg_database') \
-                                                           FROM pg_database WHERE datname = current_database()))::bigint, \
+                                                           FROM pg_database WHERE datname = current_database()) \
+            OR datname = ANY($1))::bigint, \
            (SELECT coalesce(sum(numbackends), 1) - 1 FROM pg_stat_database)::bigint, \
            current_setting('max_connections')::bigint";
 
@@ -117,12 +118,16 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
     let observed = engine.observe().await?;
     let record = InstanceRecord::read(&instance, events)?;
     let mut report = StatusReport::of(settings, &instance, (engine.kind(), reason), &observed, record.as_ref());
-    let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint, record, observed.state) else {
+    let (Some(endpoint), Some(record), State::Starting) = (observed.endpoint.clone(), record, observed.state) else {
         return Ok(report);
     };
     let server = match engine.server(settings, endpoint, record.root_cert.clone(), events).await {
         Ok(server) => server,
-        // Only a server of someone else is asked before it is handed out.
+        // Only a server of someone else is asked before it is handed out; what was ours there may be gone.
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let gone = Observed { state: State::Absent, endpoint: None, parts: Parts::default(), ..observed };
+            return Ok(StatusReport::of(settings, &instance, (engine.kind(), report.engine_reason), &gone, None));
+        }
         Err(error) => {
             report.state = State::Unhealthy;
             report.reason = Some(error.to_string());
@@ -193,11 +198,14 @@ impl StatusReport {
 
     async fn measure(&mut self, settings: &Settings, tenancy: Tenancy, connection: &mut PgConnection) -> Result<()> {
         let what = || "cannot measure the server";
-        let question = match tenancy {
-            Tenancy::Whole => WHOLE_SERVER,
-            Tenancy::Shared => OUR_DATABASES,
+        let row = match tenancy {
+            Tenancy::Whole => sqlx::raw_sql(WHOLE_SERVER).fetch_one(connection).await,
+            Tenancy::Shared => {
+                let listed = snapshot::registry::databases(connection).await?;
+                sqlx::query(OUR_DATABASES).bind(listed).fetch_one(connection).await
+            }
         };
-        let row = sqlx::raw_sql(question).fetch_one(connection).await.or_failed(what)?;
+        let row = row.or_failed(what)?;
         let used: i64 = row.try_get(0).or_failed(what)?;
         let name = self.profile.as_deref().unwrap_or_else(|| settings.profile_name());
         let limits = profile::resolve(name, &settings.profiles)?.limits;

@@ -45,6 +45,7 @@ impl Snapshots<'_> {
     pub async fn reset(&self, migrations: &Source, dataset: Option<&DataSet>) -> Result<Restored> {
         let begin = Instant::now();
         let mut work = Work::begin(self).await?;
+        work.source().await?;
         clone::check_obstacles(&mut work.admin.connection, self.database(), true).await?;
         let key = work.base_key(migrations, dataset).await?;
         let is_base = |row: &&Row| row.kind == Kind::Base && row.stage == Stage::Ready && row.exists;
@@ -122,7 +123,7 @@ impl Work<'_> {
         registry::lock_row(&mut self.helper.connection, row.id).await?;
         let name = quote::identifier(&row.database)?;
         let owner = quote::identifier(&on.server.user.name)?;
-        let create = format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0");
+        let create = format!("CREATE DATABASE {name} OWNER {owner} TEMPLATE template0 ENCODING 'UTF8'");
         self.helper.run(create, "create the base").await?;
         fault::point("snapshot.base.made").await;
         let login = Login { database: row.database.clone(), ..on.server.login() };

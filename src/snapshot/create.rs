@@ -70,12 +70,14 @@ impl Snapshots<'_> {
 }
 
 impl Work<'_> {
-    /// The project's database, which must be there.
+    /// The project's database, which must be there and be ours.
     pub(super) async fn source(&mut self) -> Result<clone::Database> {
         let name = self.on.database();
-        clone::find(&mut self.admin.connection, name).await?.ok_or_else(|| {
+        let found = clone::find(&mut self.admin.connection, name).await?.ok_or_else(|| {
             Error::new(ErrorKind::NotFound, format!("there is no database `{name}`")).hint("make it with `tfdev up`")
-        })
+        })?;
+        self.on.server.project_marker(&mut self.admin.connection, self.on.record).await?;
+        Ok(found)
     }
 
     async fn make_snapshot(&mut self, row: &Row, source: clone::Database) -> Result<()> {

@@ -16,9 +16,9 @@ use super::create::milliseconds;
 use super::work::Work;
 use super::{Snapshots, details, outside};
 use crate::archive::{Manifest, Payload, SnapshotName, Source, Writer};
-use crate::engine::Engine;
 use crate::engine::program::{Input, Program};
-use crate::error::{Context, Error, ErrorKind, Result};
+use crate::engine::{Engine, cannot};
+use crate::error::{Context, Error, Result};
 use crate::event::{Event, Events, Progress, Unit};
 use crate::pg::Login;
 use crate::pg::clone::Admin;
@@ -100,9 +100,9 @@ impl Snapshots<'_> {
         if self.server.tenancy == Tenancy::Whole {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::Refused,
-            "exports and imports need a server that is tfdev's own, not an external one",
+        Err(cannot(
+            "export or import a snapshot",
+            "that needs a role of its own and programs beside the server, which is run by someone else",
         )
         .hint("`pg_dump --format=custom \"$(tfdev url)\"` writes a dump of an external one, for `pg_restore`"))
     }

@@ -16,7 +16,6 @@ use tokio::sync::mpsc;
 use super::create::milliseconds;
 use super::export::{Told, conninfo};
 use super::registry::{self, Kind, NewRow, Row, Stage};
-use super::storage::Room;
 use super::work::Work;
 use super::{Snapshot, Snapshots, details, name, outside, shown};
 use crate::archive::{Contents, Database, Manifest, Reader};
@@ -28,7 +27,7 @@ use crate::fault;
 use crate::pg::clone::{self, Admin};
 use crate::pg::{Login, quote};
 use crate::profile;
-use crate::server::Running;
+use crate::server::{Running, Tenancy};
 
 /// How many pieces of a dump wait for being written: some MB.
 const WAITING_PIECES: usize = 16;
@@ -191,7 +190,7 @@ impl Work<'_> {
         let left_out = self.adopt(restoring).await?;
         fault::point("snapshot.import.adopted").await;
         let details = details::read(&self.on.server.admin_login(), &row.database, self.on.options.timeout).await?;
-        let room = Room::measure(&mut self.admin, self.on.options.limit_bytes).await?;
+        let room = self.measure().await?;
         if room.missing(0) > 0 {
             return Err(room.refuse(0, &self.rows));
         }
@@ -301,8 +300,10 @@ impl Work<'_> {
     /// Cleans up after an import or export that was killed: roles whose database is gone, and snapshots that can be
     /// logged in to.
     pub(super) async fn sweep_transfers(&mut self) -> Result<()> {
+        // There is none where others have databases too, and no role there is ours to drop.
+        let drop_roles = self.on.server.tenancy == Tenancy::Whole;
         let question = format!(
-            "SELECT format('DROP ROLE %I', rolname) FROM pg_roles WHERE rolname ~ '^tfdev_[a-z]_[0-9a-f]{{16}}{ROLE_SUFFIX}$' \
+            "SELECT format('DROP ROLE %I', rolname) FROM pg_roles WHERE {drop_roles} AND rolname ~ '^tfdev_[a-z]_[0-9a-f]{{16}}{ROLE_SUFFIX}$' \
              AND NOT EXISTS (SELECT FROM pg_database WHERE datname || '{ROLE_SUFFIX}' = rolname) \
              UNION ALL SELECT format('ALTER DATABASE %I WITH ALLOW_CONNECTIONS false', datname) \
              FROM pg_database d JOIN tfdev.snapshot s ON s.database = datname \

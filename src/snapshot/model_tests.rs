@@ -13,6 +13,7 @@ use crate::ErrorKind;
 use crate::engine::Endpoint;
 use crate::event::Events;
 use crate::instance::{InstanceRecord, Password};
+use crate::marker::{self, Marker};
 use crate::migrate::Source;
 use crate::pg::clone::Properties;
 use crate::pg::{Login, test_server};
@@ -21,6 +22,9 @@ use crate::server::{Role, Server, Tenancy};
 
 /// How long the sequences go on.
 const TIME: Duration = Duration::from_secs(15);
+
+/// How many steps are taken at least.
+const LEAST_STEPS: usize = 20;
 
 /// How many automatic snapshots are kept.
 const AUTO: usize = 3;
@@ -122,6 +126,7 @@ impl World {
     async fn write(&mut self) {
         let number = self.random.next_u32();
         let database = self.login.database.clone();
+        let role = self.login.user.clone();
         let statement = match number % 9 {
             0 => format!(
                 "INSERT INTO tasks (user_id, title, status) SELECT id, 'new {number}', 'todo' FROM users LIMIT 3"
@@ -134,10 +139,14 @@ impl World {
             4 => "CREATE SEQUENCE IF NOT EXISTS counter; SELECT nextval('counter')".to_owned(),
             5 => format!("SELECT lo_from_bytea(0, 'object {number}'::bytea)"),
             6 => format!("ALTER DATABASE {database} SET search_path TO \"$user\", public, \"s {number}\""),
+            // The comment is the marker, and privileges for a system role are a superuser's to give, where others are.
+            7 if self.server.tenancy == Tenancy::Shared => {
+                format!("GRANT CREATE ON DATABASE {database} TO public; ALTER DATABASE {database} CONNECTION LIMIT 50")
+            }
             7 => format!(
                 "GRANT CREATE ON DATABASE {database} TO pg_monitor; COMMENT ON DATABASE {database} IS 'c{number}'"
             ),
-            _ => format!("ALTER ROLE postgres IN DATABASE {database} SET work_mem TO '{}kB'", 64 + number % 1000),
+            _ => format!("ALTER ROLE {role} IN DATABASE {database} SET work_mem TO '{}kB'", 64 + number % 1000),
         };
         self.log.push(format!("write {statement}"));
         let mut session = test_server::session(&self.login).await;
@@ -263,8 +272,8 @@ async fn state(session: &mut PgConnection, database: &str) -> State {
             crate::pg::quote::literal(table).unwrap()
         )
     });
-    let objects =
-        "SELECT 'objects ' || md5(coalesce(string_agg(o::text, ',' ORDER BY o::text), '')) FROM pg_largeobject o";
+    let objects = "SELECT 'objects ' || md5(coalesce(string_agg(o::text, ',' ORDER BY o::text), '')) \
+         FROM (SELECT oid, lo_get(oid) FROM pg_largeobject_metadata) o";
     let all: Vec<_> = parts.chain([objects.to_owned()]).collect();
     let lines: Vec<String> =
         sqlx::query_scalar(AssertSqlSafe(all.join(" UNION ALL "))).fetch_all(&mut *session).await.unwrap();
@@ -278,6 +287,41 @@ async fn state(session: &mut PgConnection, database: &str) -> State {
 #[tokio::test]
 async fn any_sequence_of_changes_keeps_every_state_whole() {
     let Some(login) = test_server::database().await else { return };
+    Box::pin(play(server(&login), InstanceRecord::default())).await;
+}
+
+/// On a server where others have databases too, with a role that may make databases and do nothing else.
+#[tokio::test]
+async fn any_sequence_of_changes_by_an_ordinary_role_keeps_every_state_whole() {
+    let Some(superuser) = test_server::database().await else { return };
+    let id = uuid::Uuid::new_v4();
+    let marker = Marker { id, project: "p".into(), instance: "dev".into(), made_in: "here".into() };
+    let (registry, database) = (marker::registry_name(id), format!("project_{}", id.simple()));
+    let role = format!("ordinary_{}", id.simple());
+    let mut session = test_server::session(&superuser).await;
+    let comment = marker.comment();
+    for statement in [
+        format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD 'secret'"),
+        format!("CREATE DATABASE {registry} OWNER {role}"),
+        format!("COMMENT ON DATABASE {registry} IS '{comment}'"),
+        format!("CREATE DATABASE {database} OWNER {role} TEMPLATE template0 ENCODING 'UTF8'"),
+        format!("COMMENT ON DATABASE {database} IS '{comment}'"),
+    ] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut session).await.unwrap();
+    }
+    session.close().await.unwrap();
+    let login = Login { user: role, password: "secret".into(), database: database.clone(), ..superuser };
+    let shared = Server { registry, tenancy: Tenancy::Shared, ..server(&login) };
+    let record = InstanceRecord { uuid: Some(id.to_string()), ..InstanceRecord::default() };
+    Box::pin(play(shared, record)).await;
+    let mut session = test_server::session(&login).await;
+    assert_eq!(Properties::read(&mut session, &database).await.unwrap().comment, Some(comment));
+    session.close().await.unwrap();
+}
+
+/// Changes the project's database of `server`, which is empty, in random ways for a while.
+async fn play(server: Server, record: InstanceRecord) {
+    let login = server.login();
     let options = crate::migrate::Options::default();
     crate::migrate::run(&login, &Source::embedded(), &options, &Events::none()).await.unwrap();
     let mut session = test_server::session(&login).await;
@@ -287,19 +331,19 @@ async fn any_sequence_of_changes_keeps_every_state_whole() {
     session.close().await.unwrap();
     let seed = u64::from(std::process::id());
     let mut world = World {
-        server: server(&login),
+        server,
         login,
-        record: InstanceRecord::default(),
+        record,
         events: Events::none(),
         random: ChaCha8Rng::seed_from_u64(seed),
         model: Model { now, kept: BTreeMap::new(), automatic: Vec::new(), base: None },
         log: vec![format!("seed {seed}")],
     };
     let end = Instant::now() + TIME;
-    while Instant::now() < end {
+    // On a machine that is busy with other tests it takes longer to come so far.
+    while Instant::now() < end || world.log.len() <= LEAST_STEPS {
         world.step().await;
     }
-    assert!(world.log.len() > 20, "only {} steps", world.log.len());
     // Each state that is kept is still what it was.
     let names: Vec<String> = world.model.kept.keys().cloned().collect();
     for name in names {

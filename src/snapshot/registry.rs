@@ -301,6 +301,15 @@ fn held_lock_of(id: &str) -> String {
     )
 }
 
+/// The databases that rows name, whatever project's database they are copies of.
+pub async fn databases(connection: &mut PgConnection) -> Result<Vec<String>> {
+    if !is_there(connection).await? {
+        return Ok(Vec::new());
+    }
+    let names = sqlx::query_scalar("SELECT database FROM tfdev.snapshot ORDER BY id").fetch_all(connection).await;
+    names.or_failed(|| "cannot read the list of snapshots")
+}
+
 /// All rows of the project's database `source`, oldest first; none if there is no table.
 pub async fn rows(connection: &mut PgConnection, source: &str) -> Result<Vec<Row>> {
     if !is_there(connection).await? {

@@ -116,6 +116,7 @@ impl Work<'_> {
         note: String,
         properties: Option<Properties>,
     ) -> Result<(Way, Option<String>)> {
+        self.source().await?;
         clone::check_obstacles(&mut self.admin.connection, self.on.database(), true).await?;
         let (copy, way) = self.copy_of(parent).await?;
         let present = match self.prepare(&copy, parent, properties).await {

@@ -8,9 +8,22 @@ use sqlx::{Connection, PgConnection, Row};
 use super::registry::{self, Kind};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::Admin;
+use crate::server::Tenancy;
 
 /// What must stay free on the disk beside a copy: WAL and whatever the project's own work writes meanwhile.
 const RESERVE: u64 = 64 * 1024 * 1024;
+
+/// Bytes of databases and WAL.
+const WHOLE_SERVER: &str = "\
+    SELECT (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database \
+            WHERE $1::text IS NOT NULL AND has_database_privilege(oid, 'CONNECT'))::bigint + \
+           CASE WHEN pg_has_role(current_user, 'pg_monitor', 'USAGE') \
+           THEN (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint ELSE 0 END";
+
+/// Bytes of the project's database, of our records and of what they name: the rest, and the WAL, is others' too.
+const OUR_DATABASES: &str = "\
+    SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database \
+    WHERE datname IN ($1, current_database()) OR datname IN (SELECT database FROM tfdev.snapshot)";
 
 /// How much room there is.
 #[derive(Debug, Clone, Copy)]
@@ -24,15 +37,16 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// Measures it, in the server itself.
-    pub(super) async fn measure(admin: &mut Admin, limit: u64) -> Result<Self> {
+    /// Measures it, in the server itself: all of it, or what is ours of a server where others have databases too.
+    /// `source` is the project's database.
+    pub(super) async fn measure(admin: &mut Admin, tenancy: Tenancy, source: &str, limit: u64) -> Result<Self> {
         let what = || "cannot measure the storage in use";
-        let question = "SELECT (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database \
-                        WHERE has_database_privilege(oid, 'CONNECT'))::bigint + \
-                        CASE WHEN pg_has_role(current_user, 'pg_monitor', 'USAGE') \
-                        THEN (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint ELSE 0 END";
-        let row = sqlx::raw_sql(question).fetch_one(&mut admin.connection).await.or_failed(what)?;
-        let used: i64 = row.try_get(0).or_failed(what)?;
+        let question = match tenancy {
+            Tenancy::Whole => WHOLE_SERVER,
+            Tenancy::Shared => OUR_DATABASES,
+        };
+        let used: i64 =
+            sqlx::query_scalar(question).bind(source).fetch_one(&mut admin.connection).await.or_failed(what)?;
         let free = if admin.superuser { free_bytes(&mut admin.connection).await } else { None };
         Ok(Self { used: used.unsigned_abs(), limit, free })
     }

@@ -1,6 +1,7 @@
 //! The swap: another database takes the project's name, and the one that had it is kept or goes.
 //!
-//! What must hold: it is one transaction, rows included. While it runs new sessions wait: where our role is a superuser,
+//! What must hold: it is one transaction, rows and the marker included, without which the database would not be known as
+//! the instance's own on a server where others have databases too. While it runs new sessions wait: where our role is a superuser,
 //! before they have looked the database's number up, so that they get the new one and are not refused.
 
 use std::time::{Duration, Instant};
@@ -82,6 +83,7 @@ impl Work<'_> {
         let source = self.source().await?;
         let connection = &mut self.admin.connection;
         run(connection, LOCAL_SETTINGS.to_owned()).await?;
+        let marker = self.on.server.project_marker(connection, self.on.record).await?;
         let kept = registry::insert(connection, database, &outgoing.row, outgoing.stage).await?;
         registry::forget(connection, &[incoming.id]).await?;
         registry::set_stage(connection, &outgoing.outdated, Stage::Dropping).await?;
@@ -96,6 +98,10 @@ impl Work<'_> {
         closed.extend(late.or_failed(what)?);
         let connection = &mut self.admin.connection;
         let new = quote::identifier(&incoming.database)?;
+        if let Some(marker) = marker {
+            let comment = quote::literal(&marker.comment())?;
+            run(connection, format!("COMMENT ON DATABASE {new} IS {comment}")).await?;
+        }
         run(connection, format!("ALTER DATABASE {aside} WITH ALLOW_CONNECTIONS false")).await?;
         run(connection, format!("ALTER DATABASE {new} WITH ALLOW_CONNECTIONS true")).await?;
         run(connection, format!("ALTER DATABASE {new} RENAME TO {current}")).await?;

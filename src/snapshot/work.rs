@@ -110,10 +110,15 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
+    /// Measures how much room there is.
+    pub(super) async fn measure(&mut self) -> Result<Room> {
+        let on = self.on;
+        Room::measure(&mut self.admin, on.server.tenancy, on.database(), on.options.limit_bytes).await
+    }
+
     /// Makes sure that a copy of `needed` bytes fits. What nobody asked for goes first: left-overs, then ready copies.
     pub(super) async fn make_room(&mut self, needed: u64, keep: Option<i64>) -> Result<()> {
-        let limit = self.on.options.limit_bytes;
-        let mut room = Room::measure(&mut self.admin, limit).await?;
+        let mut room = self.measure().await?;
         if room.missing(needed) == 0 {
             self.room = Some(room.without(needed));
             return Ok(());
@@ -123,7 +128,7 @@ impl<'a> Work<'a> {
         for row in expendable {
             registry::set_stage(&mut self.admin.connection, &[row.id], Stage::Dropping).await?;
             self.drop_now(&row).await?;
-            room = Room::measure(&mut self.admin, limit).await?;
+            room = self.measure().await?;
             if room.missing(needed) == 0 {
                 self.room = Some(room.without(needed));
                 return Ok(());
@@ -237,7 +242,7 @@ impl<'a> Work<'a> {
         }
         let room = match self.room {
             Some(room) => room,
-            None => Room::measure(&mut self.admin, self.on.options.limit_bytes).await?,
+            None => self.measure().await?,
         };
         if room.missing(parent.details.size) > 0 {
             self.on.events.detail("there is no room for a ready copy, so the next restore copies first");

@@ -31,13 +31,18 @@ fn data_outlives_down_and_goes_with_destroy(env: &TestEnv) {
     env.run(&["psql", "--", "-Atc", "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')"]).ok();
 
     env.run(&["down"]).ok();
-    assert_eq!(env.state(), "stopped");
-    for command in ["url", "env", "psql", "seed", "migrate"] {
-        env.run(&[command]).exits(4).says("start it with `tfdev up`");
+    let stops = env.engine().runs_the_server();
+    assert_eq!(env.state(), if stops { "stopped" } else { "running" });
+    if stops {
+        for command in ["url", "env", "psql", "seed", "migrate"] {
+            env.run(&[command]).exits(4).says("start it with `tfdev up`");
+        }
+    } else {
+        env.run(&["down"]).ok().says("tfdev never stops it");
     }
 
     let again = env.up();
-    assert_eq!((&again["created"], &again["started"]), (&json!(false), &json!(true)));
+    assert_eq!((&again["created"], &again["started"]), (&json!(false), &json!(stops)));
     assert_eq!(one(&env.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
 
     env.run(&["destroy", "--yes"]).ok();
@@ -50,7 +55,7 @@ fn psql_without_a_program_on_this_machine_is_the_one_beside_the_server(env: &Tes
     env.up();
     let sql = "SELECT current_user || ' ' || count(*) FROM tasks";
     let outcome = env.run_without_programs(&["psql", "--verbose", "--", "-Atc", sql]).ok();
-    assert_eq!(outcome.stdout.trim(), "taskflow 50");
+    assert_eq!(outcome.stdout.trim(), format!("{} 50", env.user()));
     outcome.says("the one beside the server");
     let failing = env.run_without_programs(&["psql", "--", "-v", "ON_ERROR_STOP=1", "-c", "SELECT 1/0"]);
     failing.exits(1).says("division by zero");
@@ -59,6 +64,8 @@ fn psql_without_a_program_on_this_machine_is_the_one_beside_the_server(env: &Tes
 /// What the instance is made of must be named if the engine has such a thing, and must else be null.
 fn take_parts(env: &TestEnv, report: &mut Value) {
     let is_docker = env.engine() == TestEngine::Docker;
+    let is_native = !is_docker && env.engine().runs_the_server();
+    assert_eq!(report["registry"].take().is_string(), !env.engine().runs_the_server());
     let container = report["container"].as_str().map(str::to_owned);
     for (key, expected) in [
         ("container", is_docker.then(|| env.container_name())),
@@ -70,7 +77,7 @@ fn take_parts(env: &TestEnv, report: &mut Value) {
     assert_eq!(image.as_str().is_some_and(|image| image.contains("postgres")), is_docker, "{image}");
     let data_dir = report["data_dir"].take();
     let is_there = data_dir.as_str().is_some_and(|folder| std::path::Path::new(folder).join("PG_VERSION").exists());
-    assert_eq!(is_there, !is_docker, "{data_dir}");
+    assert_eq!(is_there, is_native, "{data_dir}");
 }
 
 fn up_tells_the_keys_and_types_of_the_contract(env: &TestEnv) {
@@ -86,8 +93,9 @@ fn up_tells_the_keys_and_types_of_the_contract(env: &TestEnv) {
         report,
         json!({
             "project": null, "instance": "dev", "engine": env.engine().kind(), "profile": "dev", "state": "running",
-            "created": true, "started": true, "container": null, "volume": null, "image": null, "data_dir": null,
-            "host": "127.0.0.1", "port": null, "database": "taskflow", "user": "taskflow", "url": null,
+            "created": true, "started": env.engine().runs_the_server(), "container": null, "volume": null, "image": null,
+            "data_dir": null, "registry": null, "host": "127.0.0.1", "port": null, "database": "taskflow",
+            "user": env.user(), "url": null,
             "migrations": { "applied": 3, "total": 3 },
             "seed": { "dataset": "small", "users": 10, "tasks": 50, "applied": true },
             "elapsed_ms": null,
@@ -102,7 +110,7 @@ fn a_second_up_changes_nothing(env: &TestEnv) {
     let second = env.up();
     assert_eq!((&second["created"], &second["started"]), (&json!(false), &json!(false)));
     assert_eq!(second["seed"]["applied"], json!(false));
-    for same in ["url", "container", "volume", "image", "data_dir", "migrations"] {
+    for same in ["url", "container", "volume", "image", "data_dir", "registry", "migrations"] {
         assert_eq!(first[same], second[same], "{same}");
     }
     assert_eq!((env.made(), env.born()), (made, born));
@@ -122,14 +130,20 @@ fn status_tells_absent_running_unhealthy_crashed_and_stopped(env: &TestEnv) {
     }
     assert!(running["storage"]["used_bytes"].as_u64().is_some_and(|used| used > 10_000_000));
     assert_eq!(running["storage"]["limit_bytes"], json!(10_u64 << 30));
-    assert_eq!(running["connections"]["max"], json!(20));
     assert_eq!(running["snapshots"], json!([]));
+    if !env.engine().runs_the_server() {
+        env.run(&["destroy", "--yes"]).ok();
+        assert_eq!(env.state(), "absent", "it is running or absent, whatever the server does");
+        return;
+    }
+    assert_eq!(running["connections"]["max"], json!(20));
 
     env.freeze_server();
     let frozen = env.status();
-    let (reason, word) = match env.engine() {
-        TestEngine::Docker => ("the container is paused", "paused"),
-        TestEngine::Native | TestEngine::NativeUser => ("the server's process is stopped by a signal", "signal"),
+    let (reason, word) = if env.engine() == TestEngine::Docker {
+        ("the container is paused", "paused")
+    } else {
+        ("the server's process is stopped by a signal", "signal")
     };
     assert_eq!((&frozen["state"], &frozen["reason"]), (&json!("unhealthy"), &json!(reason)));
     env.run(&["url"]).exits(4).says(word);
@@ -170,7 +184,8 @@ fn status_says_whether_limits_are_enforced_and_why_this_engine(env: &TestEnv) {
 fn url_and_env_serve_other_programs(env: &TestEnv) {
     env.up();
     let url = env.url();
-    assert_eq!(one(&url, "SELECT current_user || ' ' || current_database()"), "taskflow taskflow");
+    let expected = format!("{} taskflow", env.user());
+    assert_eq!(one(&url, "SELECT current_user || ' ' || current_database()"), expected);
     assert_eq!(one(&url, "SELECT rolsuper FROM pg_roles WHERE rolname = current_user"), "f");
     assert_eq!(env.run(&["url", "--json"]).ok().json(), json!({ "url": url }));
 
@@ -187,8 +202,10 @@ fn url_and_env_serve_other_programs(env: &TestEnv) {
     }
     assert!(!variables.as_object().unwrap().contains_key("PGPASSWORD"));
 
-    // With these variables a program of libpq needs nothing else.
-    if std::process::Command::new("psql").arg("--version").output().is_ok() {
+    // With these variables a program of libpq needs nothing else, unless the password is someone else's to keep.
+    let is_whole = variables.as_object().unwrap().contains_key("PGPASSFILE");
+    assert_eq!(is_whole, env.engine().runs_the_server());
+    if is_whole && std::process::Command::new("psql").arg("--version").output().is_ok() {
         for (program, printed) in [("psql -w -Atc 'SELECT count(*) FROM users'", "10"), ("pg_isready -q", "")] {
             let mut sh = std::process::Command::new("sh");
             sh.args(["-c", &format!("{shell}\n{program}")]).env_remove("PGPASSWORD");
@@ -198,6 +215,11 @@ fn url_and_env_serve_other_programs(env: &TestEnv) {
 }
 
 fn logs_are_the_servers_own(env: &TestEnv) {
+    if !env.engine().runs_the_server() {
+        env.up();
+        env.run(&["logs"]).exits(5).says("can't show the server's log, because");
+        return;
+    }
     env.run(&["logs"]).exits(4);
     env.up();
     query(&env.url(), "SELECT 'found in the log'");
@@ -214,6 +236,19 @@ fn logs_are_the_servers_own(env: &TestEnv) {
     assert!(env.run(&["logs"]).ok().stdout.contains("database system is shut down"), "also of a stopped server");
 }
 
+/// Whether the engine leaves the server's settings to someone else; then `profile` is asked for, told, and not applied.
+fn settings_are_not_ours(env: &TestEnv, profile: &str) -> bool {
+    if env.engine().runs_the_server() {
+        return false;
+    }
+    let outcome = env.run(&["up", "--json", "--profile", profile, "--dataset", "small"]).ok();
+    assert_eq!(one(&env.url(), "SHOW work_mem"), "4MB", "the server's own");
+    let told = env.run(&["up", "--profile", profile, "--dataset", "small"]).ok();
+    told.says("The server's settings are not tfdev's to change").says(&format!("`{profile}` differ"));
+    assert_eq!(outcome.json()["profile"], json!(profile));
+    true
+}
+
 /// Reads the settings back from the server; sizes are as the server writes them.
 fn settings(url: &str, expected: &[(&str, &str)]) {
     for (name, value) in expected {
@@ -222,6 +257,9 @@ fn settings(url: &str, expected: &[(&str, &str)]) {
 }
 
 fn the_dev_profile_is_what_the_server_runs_with(env: &TestEnv) {
+    if settings_are_not_ours(env, "dev") {
+        return;
+    }
     env.write("tfdev.toml", "[profiles.dev]\nrandom_page_cost = 1.5\nlog_line_prefix = \"it's, \\\\odd %m \"\n");
     env.up();
     settings(
@@ -248,6 +286,9 @@ fn the_dev_profile_is_what_the_server_runs_with(env: &TestEnv) {
 }
 
 fn the_prod_profile_is_what_the_server_runs_with(env: &TestEnv) {
+    if settings_are_not_ours(env, "prod") {
+        return;
+    }
     let up = env.run(&["up", "--json", "--profile", "prod", "--dataset", "small"]).ok().json();
     assert_eq!(up["profile"], json!("prod"));
     let url = up["url"].as_str().unwrap();
@@ -280,6 +321,9 @@ fn the_prod_profile_is_what_the_server_runs_with(env: &TestEnv) {
 }
 
 fn the_test_profile_is_fast_and_in_memory(env: &TestEnv) {
+    if settings_are_not_ours(env, "test") {
+        return;
+    }
     let up = env.run(&["up", "--json", "--instance", "test", "--dataset", "small"]).ok().json();
     assert_eq!((&up["profile"], &up["volume"]), (&json!("test"), &Value::Null), "no data on a disk");
     let url = up["url"].as_str().unwrap();
@@ -328,6 +372,11 @@ fn a_changed_setting_restarts_the_server_and_keeps_the_data(env: &TestEnv) {
 
     env.write("tfdev.toml", "[profiles.dev]\nwork_mem = \"8MB\"\nmax_connections = 33\n");
     let second = env.up();
+    if !env.engine().runs_the_server() {
+        assert_eq!(env.born(), born, "the server's settings are someone else's");
+        assert_eq!(one(&env.url(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
+        return;
+    }
     let restarted = env.born();
     assert_ne!(restarted, born);
     assert_eq!((&second["created"], &second["started"]), (&json!(false), &json!(true)));
@@ -342,7 +391,13 @@ fn a_changed_setting_restarts_the_server_and_keeps_the_data(env: &TestEnv) {
 
 fn all_instances_of_a_project_are_stopped_and_removed_at_once(env: &TestEnv) {
     let dev = env.up();
-    let other = env.run(&["up", "--json", "--instance", "other", "--dataset", "none"]).ok().json();
+    let other = env.run(&["up", "--json", "--instance", "other", "--dataset", "none"]);
+    if !env.engine().runs_the_server() {
+        other.exits(5).says("belongs to the instance `dev`");
+        env.run(&["destroy", "--yes", "--all"]).ok();
+        return env.assert_nothing_left();
+    }
+    let other = other.ok().json();
     assert_ne!(dev["port"], other["port"]);
     assert_ne!(dev["url"], other["url"]);
     assert_eq!(one(other["url"].as_str().unwrap(), "SELECT count(*) FROM tasks"), "0");

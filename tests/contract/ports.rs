@@ -29,6 +29,16 @@ fn up_while_5432_is_taken(env: &TestEnv) -> (Outcome, u16) {
     }
 }
 
+/// Whether the engine leaves the port to someone else; then it is the one in the URL, and another one is refused.
+fn the_port_is_not_ours(env: &TestEnv) -> bool {
+    if env.engine().runs_the_server() {
+        return false;
+    }
+    env.run(&["up", "--port", "6543"]).exits(5).says("can't choose the server's port, because");
+    assert_eq!(env.up()["port"], json!(env.server().port));
+    true
+}
+
 /// A port that is free now, and its holder.
 fn free_port() -> (u16, TcpListener) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -36,6 +46,9 @@ fn free_port() -> (u16, TcpListener) {
 }
 
 fn another_port_is_taken_if_5432_is_and_kept_from_then_on(env: &TestEnv) {
+    if the_port_is_not_ours(env) {
+        return;
+    }
     let (outcome, port) = up_while_5432_is_taken(env);
     outcome.says("Port 5432 is taken");
     assert!((20_000..32_000).contains(&port), "{port}");
@@ -55,6 +68,9 @@ fn another_port_is_taken_if_5432_is_and_kept_from_then_on(env: &TestEnv) {
 }
 
 fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder(env: &TestEnv) {
+    if the_port_is_not_ours(env) {
+        return;
+    }
     let (port, listener) = free_port();
     let fixed = port.to_string();
     let outcome = env.run(&["up", "--json", "--dataset", "small", "--port", &fixed]).exits(6);
@@ -75,6 +91,9 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder(env: &TestEnv) {
 }
 
 fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note(env: &TestEnv) {
+    if the_port_is_not_ours(env) {
+        return;
+    }
     let (_, port) = up_while_5432_is_taken(env);
     env.run(&["down"]).ok();
     let _held = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -87,9 +106,14 @@ fn a_kept_port_that_is_taken_meanwhile_is_replaced_with_a_note(env: &TestEnv) {
 fn two_worktrees_of_one_name_run_side_by_side(env: &TestEnv) {
     let (left, right) = (env.other_project("left"), env.other_project("right"));
     assert_eq!(left.file_name(), right.file_name());
+    if !env.engine().runs_the_server() {
+        // On one server their databases need names of their own.
+        std::fs::write(right.join("tfdev.toml"), "[database]\nname = \"right\"\n").unwrap();
+    }
     let up = |folder| env.run_in(folder, &["up", "--json", "--dataset", "small"]).ok().json();
     let (one_side, other_side) = (up(&left), up(&right));
-    for different in ["project", "container", "volume", "data_dir", "port", "url"] {
+    let different = ["project", "container", "volume", "data_dir", "registry", "url"];
+    for different in different.into_iter().chain(env.engine().runs_the_server().then_some("port")) {
         assert!(one_side[different].is_null() || one_side[different] != other_side[different], "{different}");
     }
     query(one_side["url"].as_str().unwrap(), "DELETE FROM users");

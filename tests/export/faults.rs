@@ -17,7 +17,7 @@ fn until_tidy(side: &Side<'_>) {
     });
 }
 
-on_every_engine!(a_dump_ends_with_a_tfdev_that_is_killed, a_restore_ends_with_a_tfdev_that_is_killed);
+on_every_engine!(@of_ours a_dump_ends_with_a_tfdev_that_is_killed a_restore_ends_with_a_tfdev_that_is_killed);
 
 /// How many sessions there are whose application or role is so.
 fn sessions(side: &Side<'_>, condition: &str) -> usize {

@@ -4,7 +4,7 @@ use super::dumps::{dump_of, patched, with_check};
 use super::{Side, pack, text};
 use crate::support::{TestEngine, TestEnv, on_every_engine, one, until};
 
-on_every_engine!(a_damaged_file_changes_nothing);
+on_every_engine!(@of_ours a_damaged_file_changes_nothing);
 
 #[test]
 fn a_dump_that_wants_to_be_superuser_changes_nothing() {

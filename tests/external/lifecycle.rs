@@ -113,7 +113,10 @@ fn what_was_dropped_by_hand_is_made_anew() {
     let registry = external.registry();
     external.server.sql("DROP DATABASE taskflow");
     external.server.sql(&format!("DROP DATABASE {registry}"));
-    external.run(&["up", "--dataset", "small"]).ok().says("were dropped by someone");
+    let status = external.run(&["status", "--json"]).ok().json();
+    assert_eq!((&status["state"], &status["registry"]), (&json!("absent"), &json!(null)));
+    external.run(&["url"]).exits(4).says("make it with `tfdev up`");
+    external.run(&["up", "--dataset", "small"]).ok().says("removed by something other than tfdev");
     assert_eq!(external.registry(), registry);
 }
 

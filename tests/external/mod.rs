@@ -6,6 +6,7 @@ mod identity;
 mod lifecycle;
 mod login;
 mod refusals;
+mod snapshot;
 
 use std::process::Command;
 
@@ -93,7 +94,13 @@ impl External {
         outcome
     }
 
-    /// The database with tfdev's own records.
+    /// The database with tfdev's own records, as `status` names it.
+    #[track_caller]
+    pub(crate) fn registry_of_status(&self) -> String {
+        self.run(&["status", "--json"]).ok().json()["registry"].as_str().unwrap().to_owned()
+    }
+
+    /// The database with tfdev's own records, where there are no others of ours.
     #[track_caller]
     pub(crate) fn registry(&self) -> String {
         let ours = "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_%'";

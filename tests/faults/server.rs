@@ -14,7 +14,24 @@ on_every_engine!(
     a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up,
 );
 
+/// Whether someone else runs the server; then no setting and no command of ours starts or ends it.
+fn the_server_is_not_ours(env: &TestEnv) -> bool {
+    if env.engine().runs_the_server() {
+        return false;
+    }
+    env.write("tfdev.toml", "[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n");
+    env.up();
+    let born = env.born();
+    env.run(&["down"]).ok();
+    env.up();
+    assert_eq!((env.born(), env.tasks().as_str()), (born, "50"));
+    true
+}
+
 fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words(env: &TestEnv) {
+    if the_server_is_not_ours(env) {
+        return;
+    }
     env.up();
     query(&env.url(), "INSERT INTO users (email, password_hash) VALUES ('kept@example.com', 'x')");
     env.write("tfdev.toml", "[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n");
@@ -33,6 +50,9 @@ fn a_server_that_ends_at_once_is_told_at_once_with_its_own_words(env: &TestEnv) 
 }
 
 fn a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up(env: &TestEnv) {
+    if the_server_is_not_ours(env) {
+        return;
+    }
     env.write("tfdev.toml", "[profiles.dev]\nshared_preload_libraries = \"nonesuch\"\n");
     let outcome = env.run(&["up"]).exits(1);
     assert!(outcome.elapsed < Duration::from_secs(30), "{:?}", outcome.elapsed);
@@ -44,6 +64,9 @@ fn a_setting_that_the_server_refuses_leaves_nothing_that_hinders_the_first_up(en
 }
 
 fn a_server_that_was_killed_under_load_recovers(env: &TestEnv) {
+    if the_server_is_not_ours(env) {
+        return;
+    }
     let up = env.up();
     let url = env.url();
     query(&url, "CREATE TABLE load AS SELECT generate_series(1, 200000) AS n");
@@ -62,6 +85,9 @@ fn a_server_that_was_killed_under_load_recovers(env: &TestEnv) {
 }
 
 fn a_stop_waits_for_the_server_to_write_everything(env: &TestEnv) {
+    if the_server_is_not_ours(env) {
+        return;
+    }
     let up = env.up();
     query(&env.url(), "CREATE TABLE load AS SELECT generate_series(1, 500000) AS n");
     env.run(&["down"]).ok();

@@ -140,7 +140,7 @@ fn down(env: &TestEnv) {
     for cue in cues(&DOWN, &FAULTS) {
         run_with_fault(env, &["down"], cue);
         env.run(&["down"]).ok();
-        assert_eq!(env.state(), "stopped", "{cue:?}");
+        assert_eq!(env.state(), if env.engine().runs_the_server() { "stopped" } else { "running" }, "{cue:?}");
         assert_eq!(env.up()["created"], json!(false), "{cue:?}");
         assert_eq!((kept(env).as_str(), env.made()), ("1", ONE_SERVER), "{cue:?}");
     }
@@ -251,3 +251,38 @@ macro_rules! steps_on {
 
 steps_on!(docker Docker);
 steps_on!(native Native);
+
+/// A server of someone else: there is no login to wait for (the engine logs in by itself), no password to mend, and no log.
+mod external {
+    use super::{TestEngine::External, run_on};
+
+    #[test]
+    fn a_first_up_goes_on_after_each_step_failed() {
+        run_on(External, |env| super::first_up(env, "fail"));
+    }
+
+    #[test]
+    fn a_first_up_goes_on_after_each_step_stalled_and_was_interrupted() {
+        run_on(External, |env| super::first_up(env, "stall"));
+    }
+
+    #[test]
+    fn a_first_up_goes_on_after_a_kill_at_each_step() {
+        run_on(External, |env| super::first_up(env, "kill"));
+    }
+
+    #[test]
+    fn a_next_up_goes_on_after_a_fault_at_each_step() {
+        run_on(External, super::next_up);
+    }
+
+    #[test]
+    fn a_down_goes_on_after_a_fault_at_each_step() {
+        run_on(External, super::down);
+    }
+
+    #[test]
+    fn a_destroy_goes_on_after_a_fault_at_each_step() {
+        run_on(External, super::destroy);
+    }
+}

@@ -130,7 +130,7 @@ fn a_reset_goes_back_to_the_migrated_and_seeded_state(env: &TestEnv) {
     assert_eq!((&reset["base_built"], &reset["name"]), (&json!(true), &json!(null)));
     assert_eq!(one(&env.url(), fresh), "10 50");
     assert_eq!(one(&env.url(), "SELECT to_regclass('extra') IS NULL"), "t");
-    assert_eq!(one(&env.url(), "SELECT tableowner FROM pg_tables WHERE tablename = 'tasks'"), "taskflow");
+    assert_eq!(one(&env.url(), "SELECT tableowner FROM pg_tables WHERE tablename = 'tasks'"), env.user());
     snapshot(env, &["restore", "--undo"]);
     assert_eq!(rows(env), changed);
     let again = env.run(&["reset", "--dataset", "small", "--yes", "--json"]).ok().json();

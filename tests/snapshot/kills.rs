@@ -8,7 +8,7 @@ use serde_json::json;
 use tfdev::fault::POINTS;
 
 use super::{change, rows, snapshot, superuser, wait_for_order};
-use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, process, start, until};
+use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, one, process, start, until};
 
 on_every_engine!(
     tfdev_is_killed_at_every_point_of_a_create,
@@ -236,6 +236,12 @@ fn the_server_is_killed_at_every_point_of_a_change(env: &TestEnv) {
             TestEngine::Native | TestEngine::NativeUser => {
                 let server = crate::support::native::pid(env);
                 Box::new(move || process::kill(server, "KILL"))
+            }
+            // Whoever runs it has it start again by itself, as it does when one of its processes dies.
+            TestEngine::External => {
+                let pids = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+                let process = one(&superuser(env, "postgres"), pids).parse().unwrap();
+                Box::new(move || process::kill(process, "KILL"))
             }
         },
         |env| {

@@ -56,12 +56,20 @@ fn superuser(env: &TestEnv, database: &str) -> String {
     env.superuser_url(&env.status()["port"], database)
 }
 
+/// The superuser's connection URL to the database in which the list of snapshots is.
+#[track_caller]
+fn registry(env: &TestEnv) -> String {
+    let status = env.status();
+    env.superuser_url(&status["port"], status["registry"].as_str().unwrap_or("postgres"))
+}
+
 /// Waits until each database of ours is one that the list of snapshots names, and nothing is left over.
 #[track_caller]
 fn wait_for_order(env: &TestEnv) {
-    let admin = superuser(env, "postgres");
+    let admin = registry(env);
     let question = "SELECT coalesce(string_agg(coalesce(d.datname, s.database) || ' ' || coalesce(s.stage, 'unknown'), \
-                    ', '), '') FROM (SELECT * FROM pg_database WHERE datname LIKE 'tfdev\\_%') d \
+                    ', '), '') FROM (SELECT * FROM pg_database WHERE datname LIKE 'tfdev\\_%' \
+                    AND datname <> current_database()) d \
                     FULL JOIN tfdev.snapshot s ON s.database = d.datname \
                     WHERE d.datname IS NULL AND s.stage <> 'dropping' OR s.id IS NULL OR \
                     d.datname IS NOT NULL AND (s.stage = 'dropping' OR d.datconnlimit = -2)";

@@ -79,7 +79,13 @@ fn a_pool_that_reconnects_in_a_tight_loop_is_never_refused_a_login(env: &TestEnv
         program.join().unwrap();
     }
     let seen = seen.lock().unwrap();
-    assert_eq!(seen.refused, Vec::<String>::new());
+    if env.engine().runs_the_server() {
+        assert_eq!(seen.refused, Vec::<String>::new());
+    }
+    // An ordinary role cannot have logins wait before they look the database up. Such a one is told so once, and no more.
+    let told = |text: &&String| text.contains("just been dropped or renamed") || text.contains("does not exist");
+    assert_eq!(seen.refused.iter().find(|text| !told(text)), None);
+    assert!(seen.refused.len() <= 6 * PROGRAMS, "{:?}", seen.refused);
     assert!(seen.longest < LONGEST, "a program was kept out for {:?}", seen.longest);
     assert!(seen.logins > 20, "{}", seen.logins);
     assert_eq!(rows(env), before);

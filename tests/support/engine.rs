@@ -15,6 +15,8 @@ pub(crate) enum TestEngine {
     Native,
     /// PostgreSQL 15 of this machine, by an ordinary user, though root runs the tests.
     NativeUser,
+    /// A server that someone else runs, and a role that may create databases there and nothing else.
+    External,
 }
 
 /// What there is of all instances of a test.
@@ -38,7 +40,13 @@ impl TestEngine {
         match self {
             Self::Docker => "docker",
             Self::Native | Self::NativeUser => "native",
+            Self::External => "external",
         }
+    }
+
+    /// Whether tfdev starts, sets and stops the server.
+    pub(crate) fn runs_the_server(self) -> bool {
+        self != Self::External
     }
 }
 
@@ -52,14 +60,24 @@ impl TestEnv {
                 Made { servers: containers.len(), data: volumes.len() }
             }
             TestEngine::Native | TestEngine::NativeUser => native::made(self),
+            TestEngine::External => {
+                let count = |condition: &str| self.foreign().iter().filter(|name| name.starts_with(condition)).count();
+                Made { servers: count("tfdev_"), data: self.foreign().len() - count("tfdev_") }
+            }
         }
     }
 
     /// Fails if anything is left that a `destroy` of all instances is to remove.
     #[track_caller]
     pub(crate) fn assert_nothing_left(&self) {
-        assert_eq!(self.made(), NOTHING, "{:?}", self.in_docker());
+        assert_eq!(self.made(), NOTHING);
         assert_eq!(native::leftovers(self), Vec::<String>::new());
+    }
+
+    /// The databases on someone else's server that were not there when it was made.
+    fn foreign(&self) -> Vec<String> {
+        let first = ["postgres", "template0", "template1"];
+        self.server().databases().into_iter().filter(|name| !first.contains(&name.as_str())).collect()
     }
 
     /// Whether a first `up` has begun to make something.
@@ -67,6 +85,7 @@ impl TestEnv {
         match self.engine() {
             TestEngine::Docker => !self.in_docker().is_empty(),
             TestEngine::Native | TestEngine::NativeUser => !native::leftovers(self).is_empty(),
+            TestEngine::External => !self.foreign().is_empty(),
         }
     }
 
@@ -88,6 +107,7 @@ impl TestEnv {
         match self.engine() {
             TestEngine::Docker => drop(docker::docker(&["kill", "--signal", "KILL", &self.container()])),
             TestEngine::Native | TestEngine::NativeUser => kill(native::pid(self), "KILL"),
+            TestEngine::External => panic!("the server is someone else's"),
         }
     }
 
@@ -97,6 +117,7 @@ impl TestEnv {
         match self.engine() {
             TestEngine::Docker => drop(docker::docker(&["pause", &self.container()])),
             TestEngine::Native | TestEngine::NativeUser => kill(native::pid(self), "STOP"),
+            TestEngine::External => panic!("the server is someone else's"),
         }
     }
 
@@ -115,13 +136,18 @@ impl TestEnv {
                 until("the server's end", || native::servers_of(self).is_empty().then_some(()));
                 std::fs::remove_dir_all(data).unwrap();
             }
+            TestEngine::External => {
+                for database in self.foreign() {
+                    self.server().sql(&format!("DROP DATABASE {database}"));
+                }
+            }
         }
     }
 
     /// Removes the record and the passwords of the instance `dev`, and all else of the state folder that is no server's.
     pub(crate) fn lose_records(&self) {
         match self.engine() {
-            TestEngine::Docker => std::fs::remove_dir_all(self.state_dir()).unwrap(),
+            TestEngine::Docker | TestEngine::External => std::fs::remove_dir_all(self.state_dir()).unwrap(),
             TestEngine::Native | TestEngine::NativeUser => {
                 for file in ["instance.json", "superuser.password", "user.password"] {
                     std::fs::remove_file(self.instance_dir().join(file)).unwrap();
@@ -142,6 +168,7 @@ impl TestEnv {
             }
             // The file that is there keeps its owner.
             TestEngine::Native | TestEngine::NativeUser => std::fs::write(native::data(self).join(name), text).unwrap(),
+            TestEngine::External => panic!("the data is someone else's"),
         }
     }
 
@@ -163,6 +190,11 @@ impl TestEnv {
                 let variables = format!("tr '\\0' '\\n' < /proc/{}/environ", native::pid(self));
                 vec![("the environment of the server", shell(&variables))]
             }
+            TestEngine::External => {
+                let markers =
+                    self.server().read("SELECT coalesce(shobj_description(oid, 'pg_database'), '') FROM pg_database");
+                vec![("a comment on a database", markers.join("\n"))]
+            }
         }
     }
 
@@ -174,6 +206,7 @@ impl TestEnv {
             TestEngine::Native | TestEngine::NativeUser => {
                 std::fs::read_to_string(self.instance_dir().join("native/log/server.log")).unwrap()
             }
+            TestEngine::External => self.server().log(),
         }
     }
 
@@ -192,7 +225,8 @@ pub(crate) fn run_on(engine: TestEngine, case: fn(&TestEnv)) {
     }
 }
 
-/// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name.
+/// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name; with
+/// `@of_ours` for those engines alone that run the server.
 macro_rules! on_every_engine {
     (@each $module:ident $engine:ident: $($case:ident)+) => {
         mod $module {
@@ -204,11 +238,14 @@ macro_rules! on_every_engine {
             )+
         }
     };
-    ($($case:ident),+ $(,)?) => {
+    (@of_ours $($case:ident)+) => {
         on_every_engine!(@each docker Docker: $($case)+);
         on_every_engine!(@each native Native: $($case)+);
         on_every_engine!(@each native_user NativeUser: $($case)+);
-        // A fourth line, `external External`, makes every case one of the external engine.
+    };
+    ($($case:ident),+ $(,)?) => {
+        on_every_engine!(@of_ours $($case)+);
+        on_every_engine!(@each external External: $($case)+);
     };
 }
 pub(crate) use on_every_engine;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::engine::TestEngine;
-use super::{Outcome, docker, finish, native, one, process, skipped, start};
+use super::{Outcome, SomeonesServer, docker, finish, native, one, process, skipped, start};
 
 /// Variables that are passed on: what programs need to be found, and what test coverage needs.
 const KEPT: [&str; 2] = ["PATH", "LLVM_PROFILE_FILE"];
@@ -27,7 +27,15 @@ pub(crate) struct TestEnv {
     other_folders: RefCell<Vec<PathBuf>>,
     engine: Option<TestEngine>,
     image: Option<String>,
+    /// The server that someone else runs, on the engine external.
+    server: Option<SomeonesServer>,
 }
+
+/// The role on someone else's server that may create databases and nothing else, and its password.
+const SOMEONES_ROLE: (&str, &str) = ("dev", "d3v-s3cret");
+
+/// What someone else has set on that server, so that it can hold what stands in the way of a copy.
+const SOMEONES_SETTINGS: [&str; 2] = ["max_prepared_transactions=2", "wal_level=logical"];
 
 impl TestEnv {
     /// A place for a test that needs no engine.
@@ -44,7 +52,7 @@ impl TestEnv {
             std::fs::create_dir_all(folder).unwrap();
         }
         let project = project.canonicalize().unwrap();
-        let env = Self { root, id, project, other_folders: RefCell::default(), engine, image };
+        let env = Self { root, id, project, other_folders: RefCell::default(), engine, image, server: None };
         for folder in [env.root.path(), &env.project, &env.path("home")] {
             env.give(folder);
         }
@@ -60,8 +68,25 @@ impl TestEnv {
                 skipped::skip("the tests are an ordinary user's, so this is the same as on `native`");
             }
             TestEngine::Native | TestEngine::NativeUser => return Some(Self::with(Some(engine), None)),
+            TestEngine::External => return Some(Self::with_server(SomeonesServer::start(&SOMEONES_SETTINGS)?)),
         }
         None
+    }
+
+    /// A place for a test on `server`, with a role that may not even log in to the database `postgres`.
+    fn with_server(server: SomeonesServer) -> Self {
+        let (role, password) = SOMEONES_ROLE;
+        server.sql(&format!("CREATE ROLE {role} LOGIN CREATEDB PASSWORD '{password}'"));
+        server.sql("REVOKE CONNECT ON DATABASE postgres FROM public");
+        let mut env = Self::with(Some(TestEngine::External), None);
+        env.server = Some(server);
+        env
+    }
+
+    /// The server that someone else runs.
+    #[track_caller]
+    pub(crate) fn server(&self) -> &SomeonesServer {
+        self.server.as_ref().expect("this test is on the engine external")
     }
 
     /// A place for a test that needs Docker and an image; `None`, with the test noted as skipped, if there is none.
@@ -89,9 +114,15 @@ impl TestEnv {
     /// The program with `arguments`, in `folder`.
     pub(crate) fn command_in(&self, folder: &Path, arguments: &[&str]) -> Command {
         let mut command = self.command_by_choice(folder, arguments);
-        // Docker is what tfdev chooses by itself.
-        if matches!(self.engine, Some(TestEngine::Native | TestEngine::NativeUser)) {
-            command.env("TFDEV_ENGINE", "native");
+        match self.engine {
+            Some(TestEngine::Native | TestEngine::NativeUser) => drop(command.env("TFDEV_ENGINE", "native")),
+            Some(TestEngine::External) => {
+                let (role, password) = SOMEONES_ROLE;
+                let url = format!("postgres://{role}@127.0.0.1:{}/postgres", self.server().port);
+                command.env("TFDEV_ENGINE", "external").env("TFDEV_EXTERNAL_URL", url).env("PGPASSWORD", password);
+            }
+            // Docker is what tfdev chooses by itself.
+            Some(TestEngine::Docker) | None => {}
         }
         command
     }
@@ -237,9 +268,17 @@ impl TestEnv {
         folder
     }
 
+    /// The role that owns the project's database.
+    pub(crate) fn user(&self) -> &'static str {
+        if self.server.is_some() { SOMEONES_ROLE.0 } else { "taskflow" }
+    }
+
     /// The password in the file `<role>.password` of the instance `dev`.
     #[track_caller]
     pub(crate) fn password(&self, role: &str) -> String {
+        if self.server.is_some() {
+            return SOMEONES_ROLE.1.to_owned();
+        }
         let file = self.instance_dir().join(format!("{role}.password"));
         std::fs::read_to_string(file).unwrap().trim().to_owned()
     }
@@ -247,6 +286,9 @@ impl TestEnv {
     /// The superuser's connection URL to `database`.
     #[track_caller]
     pub(crate) fn superuser_url(&self, port: &Value, database: &str) -> String {
+        if let Some(server) = &self.server {
+            return server.superuser_url(database);
+        }
         format!("postgres://postgres:{}@127.0.0.1:{port}/{database}", self.password("superuser"))
     }
 
@@ -288,7 +330,8 @@ impl Drop for TestEnv {
         match self.engine {
             Some(TestEngine::Docker) => docker::remove_all(&self.id),
             Some(TestEngine::Native | TestEngine::NativeUser) => native::remove_all(self),
-            None => {}
+            // Someone else's server goes with all that is in it.
+            Some(TestEngine::External) | None => {}
         }
     }
 }

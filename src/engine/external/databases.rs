@@ -69,7 +69,8 @@ pub(super) async fn make_registry(
     Ok(true)
 }
 
-/// Makes the project's database `name`, if it is not there. Returns whether it was made.
+/// Makes the project's database `name`, if it is not there. Returns whether it was made. What an earlier try left half made
+/// goes first, and this one leaves nothing half made.
 ///
 /// Fails with [`ErrorKind::Conflict`] if a database of that name is not tfdev's, and with [`ErrorKind::Refused`] if it is
 /// another instance's.
@@ -79,30 +80,58 @@ pub(super) async fn make_project(
     marker: &Marker,
     databases: &[Database],
 ) -> Result<bool> {
-    match databases.iter().find(|database| database.name == name) {
-        Some(Database { marker: Some(found), .. }) if found.id == marker.id => return Ok(false),
-        Some(Database { marker: Some(found), .. }) => return Err(of_another_instance(name, found)),
-        Some(Database { marker: None, .. }) => return Err(taken(name)),
-        None => {}
-    }
     let unfinished = unfinished_name(marker.id);
-    if let Some(left_over) = databases.iter().find(|database| database.name == unfinished) {
-        drop(connection, left_over).await?;
+    let is_left_over = |database: &&Database| database.name == unfinished && database.is_of(marker.id);
+    if let Some(left_over) = databases.iter().find(is_left_over) {
+        drop(connection, &left_over.name).await?;
     }
-    create(connection, &unfinished).await?;
-    mark(connection, &unfinished, marker).await?;
-    let rename = format!("ALTER DATABASE {} RENAME TO {}", quote::identifier(&unfinished)?, quote::identifier(name)?);
-    match sqlx::raw_sql(AssertSqlSafe(rename)).execute(&mut *connection).await {
-        Err(error) if server_error(&error).is_some_and(|error| error.code() == "42P04") => Err(taken(name)),
+    if is_made(name, marker, databases)? {
+        return Ok(false);
+    }
+    let made = make_under_name(connection, &unfinished, name, marker).await;
+    if matches!(made, Ok(true)) {
+        return made;
+    }
+    let dropped = drop(connection, &unfinished).await;
+    made?;
+    dropped?;
+    // Somebody had the name a moment earlier.
+    let now = read(connection).await?;
+    if is_made(name, marker, &now)? { Ok(false) } else { Err(taken(name)) }
+}
+
+/// Whether the project's database is there; an error if it is somebody else's.
+fn is_made(name: &str, marker: &Marker, databases: &[Database]) -> Result<bool> {
+    match databases.iter().find(|database| database.name == name) {
+        Some(Database { marker: Some(found), .. }) if found.id == marker.id => Ok(true),
+        Some(Database { marker: Some(found), .. }) => Err(of_another_instance(name, found)),
+        Some(Database { marker: None, .. }) => Err(taken(name)),
+        None => Ok(false),
+    }
+}
+
+/// Makes a database as `unfinished`, marks it and then gives it its name; false if a database has that name already.
+async fn make_under_name(connection: &mut PgConnection, unfinished: &str, name: &str, marker: &Marker) -> Result<bool> {
+    create(connection, unfinished).await?;
+    mark(connection, unfinished, marker).await?;
+    let rename = format!("ALTER DATABASE {} RENAME TO {}", quote::identifier(unfinished)?, quote::identifier(name)?);
+    match sqlx::raw_sql(AssertSqlSafe(rename)).execute(connection).await {
+        Err(error) if is_taken(&error) => Ok(false),
         done => done.map(|_| true).or_failed(|| format!("cannot name the new database `{name}`")),
     }
+}
+
+/// Whether there is a database of that name: since before (42P04), or made at the same moment by another session (23505,
+/// of the catalog's own index).
+fn is_taken(error: &sqlx::Error) -> bool {
+    server_error(error).is_some_and(|error| matches!(error.code(), "42P04" | "23505"))
 }
 
 async fn create(connection: &mut PgConnection, name: &str) -> Result<()> {
     let create = format!("CREATE DATABASE {} TEMPLATE template0 ENCODING 'UTF8'", quote::identifier(name)?);
     match sqlx::raw_sql(AssertSqlSafe(create)).execute(connection).await {
         // A tfdev that was killed may have left a session that was at it.
-        Err(error) if server_error(&error).is_some_and(|error| error.code() == "42P04") => Ok(()),
+        Err(error) if is_taken(&error) => Ok(()),
         done => done.map(|_| ()).or_failed(|| format!("cannot create the database `{name}`")),
     }
 }
@@ -115,8 +144,7 @@ async fn mark(connection: &mut PgConnection, name: &str, marker: &Marker) -> Res
 }
 
 /// Drops a database that is ours, and ends the sessions in it.
-pub(super) async fn drop(connection: &mut PgConnection, database: &Database) -> Result<()> {
-    let name = &database.name;
+pub(super) async fn drop(connection: &mut PgConnection, name: &str) -> Result<()> {
     let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", quote::identifier(name)?);
     let done = sqlx::raw_sql(AssertSqlSafe(statement)).execute(connection).await;
     done.map(|_| ()).or_failed(|| format!("cannot drop the database `{name}`")).map_err(|error| {

@@ -41,10 +41,15 @@ use crate::event::Events;
 use crate::identity::Claim;
 use crate::instance::{Instance, InstanceRecord, PgpassEntry};
 use crate::marker::{Marker, registry_name};
+use crate::pg::clone;
 use crate::pg::programs::{SearchPlaces, client_program};
 use crate::pg::url::ServerUrl;
 use crate::provision::close;
 use crate::server::{Role, Server, Tenancy};
+use crate::snapshot::registry;
+
+/// What is told when none of the instance's databases is there any more.
+const REMOVED: &str = "The data of this instance was removed by something other than tfdev; it is made anew";
 
 /// The external engine for one instance.
 #[derive(Debug)]
@@ -175,6 +180,9 @@ impl ExternalEngine {
             self.subject().check_use(&mut session.connection, &databases).await?;
         }
         self.compare(&mut session, request).await?;
+        if finished {
+            self.tell_missing(&databases, request.id);
+        }
         let missing = |name: &str| !databases.iter().any(|database| database.name == name);
         if missing(&registry) || missing(&self.database) {
             survey.check_role()?;
@@ -186,6 +194,24 @@ impl ExternalEngine {
         databases::make_registry(connection, &marker, &databases).await?;
         close(session.connection).await;
         Ok(made)
+    }
+
+    /// The databases that the instance's registry names: snapshots and what belongs to them. Whatever the server is still
+    /// making or dropping of these ends first.
+    async fn listed(&self, registry: &str) -> Result<Vec<String>> {
+        let mut session = self.open(&[registry]).await?;
+        if session.login.database != registry {
+            return Err(Error::failed(format!(
+                "cannot log in to the database `{registry}`, which names the snapshots"
+            ))
+            .hint(format!("let the role in again: `ALTER DATABASE {registry} ALLOW_CONNECTIONS true`")));
+        }
+        if let Some(found) = clone::find(&mut session.connection, registry).await? {
+            clone::close_sessions(&mut session.connection, found.oid).await?;
+        }
+        let listed = registry::databases(&mut session.connection).await?;
+        close(session.connection).await;
+        Ok(listed)
     }
 
     /// Fails unless the server is the one on record, as far as there is a record: the same system identifier, or the
@@ -204,6 +230,7 @@ impl ExternalEngine {
                 self.place()
             )));
         }
+        self.check_identity(databases, id)?;
         if session.login.database == registry
             && let Some(claim) = Claim::read(&mut session.connection, survey.system_identifier).await?
         {
@@ -218,14 +245,37 @@ impl ExternalEngine {
                     self.place()
                 )))
             }
-            (Some(_), Some(_)) => {
-                if !marked {
-                    self.events.warning("The databases of this instance were dropped by someone; they are made anew");
-                }
-                Ok(())
-            }
+            (Some(_), Some(_)) => Ok(()),
             _ if marked => Ok(()),
             _ => Err(refused(format!("the server at {} carries no marker of the instance {id}", self.place()))),
+        }
+    }
+
+    /// Fails if the project's database was made from this very checkout under another identity than the one on record.
+    fn check_identity(&self, databases: &[Database], id: Uuid) -> Result<()> {
+        let found = databases.iter().find(|database| database.name == self.database);
+        match found.and_then(|database| database.marker.as_ref()) {
+            Some(marker) if marker.id != id && marker.is_of_same_checkout(&self.unidentified) => Err(Error::new(
+                ErrorKind::Refused,
+                format!(
+                    "the database `{}` carries the identity {}, and the record of this machine names {id}",
+                    self.database, marker.id
+                ),
+            )
+            .hint(format!(
+                "if what is there is the right one, remove the record `{}` and run the command again",
+                self.instance.record_file().display()
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Tells what is gone of an instance that was once made.
+    fn tell_missing(&self, databases: &[Database], id: Uuid) {
+        if !databases.iter().any(|database| database.is_of(id)) {
+            self.events.warning(REMOVED);
+        } else if !databases.iter().any(|database| database.name == self.database) {
+            self.events.note(format!("The database `{}` is gone; it is made anew", self.database));
         }
     }
 
@@ -314,8 +364,15 @@ impl Engine for ExternalEngine {
         let id = self.record()?.and_then(|record| record.id()).ok_or_else(|| self.instance.not_found())?;
         if self.remembered().is_none() {
             self.subject().check_place().await?;
-            // A session tells whether the password is right, or must be asked for.
-            close(self.open(&[&registry_name(id)]).await?.connection).await;
+            // A session tells whether the password is right, or must be asked for; and whether anything is there.
+            let registry = registry_name(id);
+            let mut session = self.open(&[&registry]).await?;
+            let is_there = session.login.database == registry
+                || databases::read(&mut session.connection).await?.iter().any(|database| database.is_of(id));
+            close(session.connection).await;
+            if !is_there {
+                return Err(self.instance.not_found());
+            }
         }
         self.as_server(id)
     }
@@ -360,15 +417,22 @@ impl Engine for ExternalEngine {
         let Some(id) = self.look(record.as_ref()).await? else { return Ok(Vec::new()) };
         let mut session = self.open(&[]).await?;
         let survey = Survey::take(&mut session.connection).await?;
-        let databases = databases::read(&mut session.connection).await?;
-        self.prove(&mut session, &survey, &databases, id).await?;
+        let found = databases::read(&mut session.connection).await?;
+        self.prove(&mut session, &survey, &found, id).await?;
         let registry = registry_name(id);
-        let (last, first): (Vec<_>, Vec<_>) =
-            databases.iter().filter(|database| database.is_of(id)).partition(|database| database.name == registry);
+        let listed = if found.iter().any(|database| database.name == registry) {
+            self.listed(&registry).await?
+        } else {
+            Vec::new()
+        };
+        // Looked at again: a copy may have come to its end since.
+        let found = databases::read(&mut session.connection).await?;
+        let ours = found.iter().filter(|database| database.is_of(id) || listed.contains(&database.name));
+        let (last, first): (Vec<_>, Vec<_>) = ours.partition(|database| database.name == registry);
         let mut removed = Vec::new();
         // The registry goes last, so that a kill leaves something that can be destroyed again.
         for database in first.into_iter().chain(last) {
-            databases::drop(&mut session.connection, database).await?;
+            databases::drop(&mut session.connection, &database.name).await?;
             removed.push(format!("database {}", database.name));
         }
         close(session.connection).await;

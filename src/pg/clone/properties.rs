@@ -72,10 +72,8 @@ impl Properties {
     pub async fn apply(&self, connection: &mut PgConnection, database: &str) -> Result<Vec<String>> {
         let (wanted, gone) = self.without_missing_roles(connection).await?;
         for statement in wanted.statements(database)? {
-            sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await.map_err(|error| {
-                Error::failed(format!("cannot give the copy the properties of its source: `{statement}`"))
-                    .caused_by(error)
-            })?;
+            let ran = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut *connection).await;
+            ran.map_err(|error| cannot_apply(&statement, error))?;
         }
         Ok(gone)
     }
@@ -139,6 +137,18 @@ impl DatabaseSetting {
         let names: Vec<_> = split_list(&self.value).iter().map(|name| quote::literal(name)).collect::<Result<_>>()?;
         Ok(if names.is_empty() { "''".to_owned() } else { names.join(", ") })
     }
+}
+
+/// An ordinary role may not do what a superuser did to the source. A copy without it would be another state.
+fn cannot_apply(statement: &str, error: sqlx::Error) -> Error {
+    let denied = crate::pg::connect::server_error(&error).is_some_and(|error| error.code() == "42501");
+    let message = format!("cannot give the copy the properties of its source: `{statement}`");
+    if denied {
+        return Error::new(ErrorKind::Refused, format!("{message}: the role may not"))
+            .hint("take that property from the project's database, or give tfdev's role the right to set it")
+            .caused_by(error);
+    }
+    Error::failed(message).caused_by(error)
 }
 
 /// Quotes a setting's name, whose parts stand around a dot.
