@@ -7,6 +7,7 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement's output is its purpose")]
 
 mod export;
+mod fresh;
 #[cfg(unix)]
 mod native;
 mod report;
@@ -63,6 +64,7 @@ const CASES: &[Case] = &[
         "export and import of about 1 GB, against pg_dump, zstd and pg_restore by hand",
         export::large,
     ),
+    docker_case("fresh", "fresh databases, against bare CREATE and DROP on as many connections", fresh::fresh),
     docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),
 ];
 
@@ -74,6 +76,7 @@ const SEED_ROUNDS: usize = 3;
 fn main() -> ExitCode {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
     let outcome = match arguments.split_first() {
+        Some((first, rest)) if first == fresh::SUITE => fresh::suite(rest),
         Some((first, rest)) if first == world::MEASURE_MEMORY => world::measure_memory(rest),
         _ => bench(&arguments),
     };

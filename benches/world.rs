@@ -66,7 +66,8 @@ impl World {
         self.folder.path().join(name)
     }
 
-    fn without_settings(&self, program: &str) -> Command {
+    /// A program that finds the instances of this run, and no settings of anyone else.
+    pub(crate) fn without_settings(&self, program: &str) -> Command {
         let mut command = Command::new(program);
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("TFDEV_") {
@@ -95,6 +96,14 @@ impl World {
         let elapsed = begin.elapsed();
         let output = succeeded(&format!("tfdev {}", arguments.join(" ")), output)?;
         Ok((elapsed, serde_json::from_slice(&output.stdout)?))
+    }
+
+    /// The superuser's URL on the server of `url`, which is that of the instance `instance`.
+    pub(crate) fn superuser_url(&self, url: &str, instance: &str) -> Outcome<String> {
+        let file = self.file("state/projects").join(&self.key).join(instance).join("superuser.password");
+        let password = fs::read_to_string(file)?;
+        let place = url.rsplit_once('@').and_then(|(_, place)| place.split_once('/')).ok_or("a URL without a place")?.0;
+        Ok(format!("postgres://postgres:{}@{place}/postgres", password.trim()))
     }
 
     /// Runs the program under test and returns its peak memory in MB.
@@ -219,7 +228,7 @@ pub(crate) fn docker(arguments: &[&str]) -> Outcome<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-fn succeeded(what: &str, output: Output) -> Outcome<Output> {
+pub(crate) fn succeeded(what: &str, output: Output) -> Outcome<Output> {
     if output.status.success() {
         return Ok(output);
     }

@@ -38,6 +38,14 @@ pub const POINTS: &[&str] = &[
     "snapshot.import.adopted",
     "snapshot.background.intent",
     "snapshot.background.sent",
+    "fresh.template.intent",
+    "fresh.template.made",
+    "fresh.template.filled",
+    "fresh.template.closed",
+    "fresh.make.intent",
+    "fresh.make.copied",
+    "fresh.sweep.marked",
+    "fresh.sweep.dropped",
 ];
 
 /// Does what the test ordered for this place; nothing otherwise.

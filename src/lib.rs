@@ -18,6 +18,7 @@
 //! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
+//! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
 //! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
 //! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
@@ -35,6 +36,7 @@ pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fault;
+pub mod fresh;
 pub mod hooks;
 pub mod identity;
 pub mod image;
@@ -58,3 +60,4 @@ pub mod tls;
 pub mod up;
 
 pub use error::{Error, ErrorKind, Result};
+pub use fresh::{Fresh, FreshConfig, blocking, fresh};

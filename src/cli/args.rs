@@ -7,6 +7,8 @@ use super::commands::{
     completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate, psql,
     reset, seed, snapshot, status, up, url,
 };
+#[cfg(unix)]
+use super::commands::{fresh, test};
 use crate::config::{self, Flags, Setting};
 use crate::error::Result;
 
@@ -35,7 +37,7 @@ pub struct Global {
     /// The project's folder [default: the nearest one with a tfdev.toml, else the checkout's root]
     #[arg(long, global = true, value_name = "DIR", env = "TFDEV_PROJECT_DIR", hide_env = true)]
     pub project_dir: Option<String>,
-    /// The instance to work on: `dev`, `test` or another name [default: dev]
+    /// The instance to work on: `dev`, `test` or another name [default: dev, or test for `fresh` and `test`]
     #[arg(long, global = true, value_name = "NAME", env = "TFDEV_INSTANCE", hide_env = true)]
     pub instance: Option<String>,
     /// What runs the server [default: auto]
@@ -104,6 +106,12 @@ pub enum Command {
     Snapshot(snapshot::Snapshot),
     /// Make the database what it was when it was new
     Reset(reset::Reset),
+    /// Get a private database for a test
+    #[cfg(unix)]
+    Fresh(fresh::Fresh),
+    /// Run a test command with a database of its own
+    #[cfg(unix)]
+    Test(test::Test),
     /// Keep one database state for each branch, by a git hook
     Hooks(hooks::Hooks),
     /// Get, build, load or save the server's image
@@ -132,7 +140,21 @@ impl Command {
 
     /// Whether the command passes Ctrl-C on to a program of its own.
     pub(super) fn handles_interrupts(&self) -> bool {
-        matches!(self, Self::Psql(_))
+        match self {
+            Self::Psql(_) => true,
+            #[cfg(unix)]
+            Self::Test(_) => true,
+            _ => false,
+        }
+    }
+
+    /// Whether the command is about the instance `test` unless another one is named.
+    pub(super) fn is_about_tests(&self) -> bool {
+        match self {
+            #[cfg(unix)]
+            Self::Fresh(_) | Self::Test(_) => true,
+            _ => false,
+        }
     }
 }
 

@@ -70,7 +70,11 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         Command::WriteLog => return commands::write_log::run(),
         _ => {}
     }
-    let flags = args::flags(matches, &arguments.global)?;
+    let mut flags = args::flags(matches, &arguments.global)?;
+    if arguments.command.is_about_tests() {
+        let test = || config::Setting::default_value(crate::fresh::TEST_INSTANCE.to_owned());
+        flags.instance.get_or_insert_with(test);
+    }
     let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
     settings.passwords.ask = password::way_to_ask(output.json);
     settings.own_program = own_program();

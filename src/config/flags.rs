@@ -1,6 +1,6 @@
 //! What the command line gives: the strongest layer.
 
-use super::Setting;
+use super::{Setting, variable_of};
 
 /// The flags of the command line that settle something. The binary fills this with [`Setting::flag`] for what was typed
 /// and [`Setting::variable`] for what came from a `TFDEV_…` variable; what was not given stays `None`. A variable that
@@ -32,6 +32,23 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// What the variables `TFDEV_…` give, for a program that is not the command line.
+    pub(crate) fn of_variables() -> crate::error::Result<Self> {
+        Ok(Self {
+            project_dir: variable_of("project-dir")?,
+            instance: variable_of("instance")?,
+            engine: variable_of("engine")?,
+            profile: variable_of("profile")?,
+            image: variable_of("image")?,
+            port: variable_of("port")?,
+            dataset: variable_of("dataset")?,
+            timeout: variable_of("timeout")?,
+            external_url: variable_of("external_url")?,
+            external_allow_remote: variable_of("external_allow_remote")?,
+            yes: None,
+        })
+    }
+
     /// What was given, with the key of the reference that each settles. `project_dir` is no key: it says where to look.
     pub(super) fn given(&self) -> Vec<(&'static str, Setting<String>)> {
         let texts = [

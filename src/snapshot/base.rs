@@ -27,7 +27,7 @@ use crate::up::SeedReport;
 const FORMAT: u32 = 1;
 
 /// What the schema and rows may depend on beside migrations and data set.
-const SETTINGS: &str = "SELECT string_agg(name || '=' || setting, E'\\n' ORDER BY name) FROM pg_settings WHERE name IN (\
+pub(crate) const SETTINGS: &str = "SELECT string_agg(name || '=' || setting, E'\\n' ORDER BY name) FROM pg_settings WHERE name IN (\
      'server_version_num', 'server_encoding', 'lc_collate', 'lc_ctype', 'lc_messages', 'lc_monetary', 'lc_numeric', \
      'lc_time', 'TimeZone', 'DateStyle', 'IntervalStyle', 'default_text_search_config', 'default_toast_compression', \
      'default_table_access_method', 'default_tablespace', 'standard_conforming_strings', 'extra_float_digits')";

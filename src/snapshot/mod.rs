@@ -53,6 +53,7 @@ use crate::pg::clone::Admin;
 use crate::profile;
 use crate::server::{Running, Server};
 
+pub(crate) use base::SETTINGS;
 pub use base::reset;
 pub use create::Created;
 pub use export::{ExportOptions, Exported};

@@ -6,6 +6,7 @@
 mod concurrency;
 mod container;
 mod data;
+mod fresh;
 mod lifecycle;
 mod ports;
 mod security;

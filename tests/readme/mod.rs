@@ -1,16 +1,20 @@
-//! The README's tour runs as it stands there, and prints what the README shows.
+//! The README's tour and its examples of fresh databases run as they stand there, and print what the README shows.
 
-use std::os::unix::fs::symlink;
+mod example;
+
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::support::{TestEnv, finish, start};
+use crate::support::{Outcome, TestEnv, finish, start};
 
-/// The blocks of the tour in the language `language`, one after the other.
-fn blocks(language: &str) -> String {
-    let readme = include_str!("../../README.md");
-    let tour = readme.split("\n## ").find(|section| section.starts_with("Tour\n")).unwrap();
+const README: &str = include_str!("../../README.md");
+
+/// The blocks of a section in the language `language`, one after the other.
+fn blocks(section: &str, language: &str) -> String {
+    let heading = format!("{section}\n");
+    let section = README.split("\n## ").find(|text| text.starts_with(&heading)).unwrap();
     let fence = format!("```{language}\n");
-    tour.split(&fence).skip(1).map(|block| block.split("```").next().unwrap()).collect()
+    section.split(&fence).skip(1).map(|block| block.split("```").next().unwrap()).collect()
 }
 
 /// The first word of each line, which holds no time, port, password or name of a folder.
@@ -18,21 +22,67 @@ fn first_words(text: &str) -> Vec<&str> {
     text.lines().filter_map(|line| line.split_whitespace().next()).collect()
 }
 
+/// Runs a script with `tfdev`, and what else is in `programs`, in its path.
+fn run_script(env: &TestEnv, programs: &[(&str, &str)], script: &str) -> Outcome {
+    let folder = env.path("bin");
+    std::fs::create_dir(&folder).unwrap();
+    symlink(env!("CARGO_BIN_EXE_tfdev"), folder.join("tfdev")).unwrap();
+    for (name, text) in programs {
+        std::fs::write(folder.join(name), text).unwrap();
+        std::fs::set_permissions(folder.join(name), PermissionsExt::from_mode(0o755)).unwrap();
+    }
+    let surroundings = env.command(&[]);
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-eu", "-c", r#"PATH="$0:$PATH"; eval "$1""#]).arg(folder).arg(script);
+    shell.current_dir(&env.project).env_clear();
+    shell.envs(surroundings.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    finish(start(shell)).ok()
+}
+
+/// Fails unless the text shown in `section` was printed, by the first words of its lines.
+#[track_caller]
+fn assert_printed(section: &str, outcome: &Outcome) {
+    let mut printed = first_words(&outcome.stdout).into_iter();
+    for shown in first_words(&blocks(section, "text")) {
+        assert!(printed.any(|word| word == shown), "`{shown}` is not printed where it is shown: {}", outcome.stdout);
+    }
+}
+
 #[test]
 fn the_tour_works_and_prints_what_it_shows() {
     let Some(env) = TestEnv::docker() else { return };
-    let programs = env.path("bin");
-    std::fs::create_dir(&programs).unwrap();
-    symlink(env!("CARGO_BIN_EXE_tfdev"), programs.join("tfdev")).unwrap();
-    let surroundings = env.command(&[]);
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-eu", "-c", r#"PATH="$0:$PATH"; eval "$1""#]).arg(programs).arg(blocks("sh"));
-    shell.current_dir(&env.project).env_clear();
-    shell.envs(surroundings.get_envs().filter_map(|(name, value)| Some((name, value?))));
-    let outcome = finish(start(shell)).ok();
-    let mut printed = first_words(&outcome.stdout).into_iter();
-    for shown in first_words(&blocks("text")) {
-        assert!(printed.any(|word| word == shown), "`{shown}` is not printed where it is shown: {}", outcome.stdout);
-    }
+    let outcome = run_script(&env, &[], &blocks("Tour", "sh"));
+    assert_printed("Tour", &outcome);
     assert_eq!(env.in_docker(), Vec::<String>::new());
+}
+
+#[test]
+fn the_examples_of_fresh_databases_work_in_a_shell_and_in_a_ci_job() {
+    let Some(env) = TestEnv::docker() else { return };
+    let section = "Fresh databases for tests";
+    // The programs of the examples: each only looks whether it has a database.
+    let program =
+        "#!/bin/sh\ncase \"$DATABASE_URL\" in */tfdev_f_*) echo \"$0 $*\" | sed 's!.*/!ran !' ;; *) exit 1 ;; esac\n";
+    let job = blocks(section, "yaml");
+    let commands: Vec<_> = job.lines().filter_map(|line| line.trim().strip_prefix("- run: ")).collect();
+    assert!(!commands.is_empty());
+    let script = format!("{}\n{}\n", blocks(section, "sh"), commands.join("\n"));
+    let outcome = run_script(&env, &[("npm", program), ("cargo", program)], &script);
+    assert_eq!(outcome.stdout.lines().filter(|line| line.starts_with("ran ")).count(), 2, "{outcome:?}");
+    env.run(&["destroy", "--all", "--yes"]).ok();
+    assert_eq!(env.in_docker(), Vec::<String>::new());
+}
+
+#[test]
+fn the_example_of_fresh_databases_in_rust_is_the_one_that_is_run() {
+    let shown = blocks("Fresh databases for tests", "rust");
+    let run = include_str!("example.rs").split_once("// README\n").unwrap().1.trim_end();
+    assert!(shown.trim_end().ends_with(run), "{shown}");
+    let Some(env) = TestEnv::docker() else { return };
+    let mut suite = Command::new(std::env::current_exe().unwrap());
+    suite.args(["--exact", "readme::example::a_new_database_has_no_tasks", "--ignored"]).current_dir(&env.project);
+    let surroundings = env.command(&[]);
+    suite.env_clear().envs(surroundings.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let outcome = finish(start(suite)).ok();
+    assert!(outcome.stdout.contains("1 passed"), "{outcome:?}");
 }

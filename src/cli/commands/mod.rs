@@ -6,6 +6,8 @@ pub(super) mod config;
 pub(super) mod destroy;
 pub(super) mod down;
 pub(super) mod env;
+#[cfg(unix)]
+pub(super) mod fresh;
 pub(super) mod hooks;
 pub(super) mod image;
 pub(super) mod init;
@@ -17,6 +19,8 @@ pub(super) mod reset;
 pub(super) mod seed;
 pub(super) mod snapshot;
 pub(super) mod status;
+#[cfg(unix)]
+pub(super) mod test;
 pub(super) mod up;
 pub(super) mod url;
 #[cfg(unix)]
@@ -43,6 +47,10 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Seed(command) => seed::run(&command, session).await?,
         Command::Snapshot(command) => snapshot::run(command, session).await?,
         Command::Reset(command) => reset::run(&command, session).await?,
+        #[cfg(unix)]
+        Command::Fresh(command) => fresh::run(command, session).await?,
+        #[cfg(unix)]
+        Command::Test(command) => return test::run(command, session).await,
         Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,

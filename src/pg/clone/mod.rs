@@ -75,8 +75,13 @@ const SETTINGS: &str = "SELECT pg_backend_pid(), rolsuper, \
 impl Admin {
     /// Logs in.
     pub async fn open(login: &Login, limit: Duration) -> Result<Self> {
+        let connection = connect(login, Instant::now() + limit).await.map_err(|error| error.into_error(login))?;
+        Self::set_up(connection).await
+    }
+
+    /// Makes one of a session that was just opened with the admin login.
+    pub async fn set_up(mut connection: PgConnection) -> Result<Self> {
         let what = || "cannot set up a session";
-        let mut connection = connect(login, Instant::now() + limit).await.map_err(|error| error.into_error(login))?;
         let row = sqlx::raw_sql(SETTINGS).fetch_one(&mut connection).await.or_failed(what)?;
         let (pid, superuser) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
         Ok(Self { connection, pid, superuser })

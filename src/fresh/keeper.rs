@@ -1,0 +1,283 @@
+//! The session that holds the locks of all leases of a pool, and what is done in it.
+//!
+//! What must hold: a lease's lock is taken again when the session was lost; everything here takes a round trip or two, so
+//! that nobody waits long for his turn.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Row as _};
+
+use super::pool::{Inner, Lease, Pool};
+use super::registry::{COUNT_LOCK, DATABASE_LOCK};
+use super::session;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::pg::clone::Admin;
+use crate::pg::quote;
+
+/// How often the keeper looks whether its session is still there while it holds leases. After a restart of the server
+/// nobody takes leases for dead before [`super::reap::GRACE`] has passed.
+const WATCH_EVERY: Duration = Duration::from_secs(3);
+
+/// How long the locks of a session that was lost may still be held by it, as the server sees it.
+const LOST_LIMIT: Duration = Duration::from_secs(2);
+
+/// What is to be done in the keeper's session.
+#[derive(Debug)]
+pub(super) enum Order {
+    /// Hand out a free database of the template.
+    HandOut(i64),
+    /// Count the free ones of the template.
+    CountFree(i64),
+    /// End leases, and let their databases stay for so many seconds, or go.
+    GiveBack(Vec<i64>, Option<f64>),
+    /// See that the session is there.
+    Look,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// Number and name of the database that was handed out.
+    HandedOut(i64, String),
+    /// Nothing was free.
+    Nothing,
+    /// How many are free.
+    Free(usize),
+    /// It is done.
+    Done,
+}
+
+/// The session, and what it holds.
+#[derive(Default)]
+pub(super) struct Keeper {
+    session: Option<Admin>,
+    /// The numbers of the leases, each with that of its template.
+    leases: BTreeMap<i64, i64>,
+}
+
+impl Keeper {
+    pub(super) fn has_leases(&self) -> bool {
+        !self.leases.is_empty()
+    }
+
+    pub(super) fn session(&mut self) -> Option<&mut Admin> {
+        self.session.as_mut()
+    }
+
+    pub(super) fn forget_session(&mut self) {
+        self.session = None;
+    }
+
+    /// The session, to be closed, if nothing is lost with it.
+    pub(super) fn give_up_session(&mut self) -> Option<Admin> {
+        if self.has_leases() { None } else { self.session.take() }
+    }
+
+    fn open_session(&mut self) -> Result<&mut Admin> {
+        self.session.as_mut().ok_or_else(|| Error::failed("the session is not open"))
+    }
+
+    async fn run(&mut self, pool: &Pool, order: &Order) -> Result<Answer> {
+        match order {
+            Order::HandOut(template) => self.hand_out(pool, *template).await,
+            Order::CountFree(template) => self.count_free(*template).await.map(Answer::Free),
+            Order::GiveBack(ids, keep) => self.give_back(ids, *keep).await.map(|()| Answer::Done),
+            Order::Look => {
+                let asked = sqlx::raw_sql("SELECT 1").execute(&mut self.open_session()?.connection).await;
+                asked.map(|_| Answer::Done).or_failed(|| "the session for fresh databases is lost")
+            }
+        }
+    }
+
+    /// Notes and locks a free database of the template.
+    async fn hand_out(&mut self, pool: &Pool, template: i64) -> Result<Answer> {
+        let what = || "cannot take a fresh database";
+        let holder = &pool.options().holder;
+        let is_limited = pool.0.max_leases < i64::try_from(pool.options().max_databases).unwrap_or(i64::MAX);
+        let connection = &mut self.open_session()?.connection;
+        let row = if is_limited {
+            let statement = limited_statement(pool, template)?;
+            let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await.or_failed(what)?;
+            // The first row is that of the lock.
+            rows.into_iter().nth(1)
+        } else {
+            let statement = "UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = $2 \
+                             WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free' \
+                             ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1) \
+                             RETURNING id::bigint, database, pg_try_advisory_lock($3, id)";
+            let row = sqlx::query(statement).bind(template).bind(holder).bind(DATABASE_LOCK);
+            row.fetch_optional(connection).await.or_failed(what)?
+        };
+        let Some(row) = row else { return Ok(Answer::Nothing) };
+        let (id, database): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
+        let locked: bool = row.try_get(2).or_failed(what)?;
+        if !locked {
+            // Someone looks after it at this moment, and will find it abandoned.
+            return Ok(Answer::Nothing);
+        }
+        self.leases.insert(id, template);
+        Ok(Answer::HandedOut(id, database))
+    }
+
+    /// How many databases of the template are free.
+    async fn count_free(&mut self, template: i64) -> Result<usize> {
+        let question = "SELECT count(*) FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free'";
+        let free: i64 = sqlx::query_scalar(question)
+            .bind(template)
+            .fetch_one(&mut self.open_session()?.connection)
+            .await
+            .or_failed(|| "cannot count the fresh databases")?;
+        Ok(usize::try_from(free).unwrap_or(0))
+    }
+
+    /// Notes that leases are over, and lets go of their locks. `keep` is for how many seconds the databases stay.
+    async fn give_back(&mut self, ids: &[i64], keep: Option<f64>) -> Result<()> {
+        let what = || "cannot give a fresh database back";
+        let statement = "UPDATE tfdev.fresh_database SET \
+                         stage = CASE WHEN $2::float8 IS NULL THEN 'dropping' ELSE 'kept' END, \
+                         expires_at = clock_timestamp() + make_interval(secs => $2) \
+                         WHERE id = ANY($1) AND stage = 'leased' RETURNING pg_advisory_unlock($3, id)";
+        let done = sqlx::query(statement).bind(ids).bind(keep).bind(DATABASE_LOCK);
+        done.fetch_all(&mut self.open_session()?.connection).await.or_failed(what)?;
+        self.leases.retain(|id, _| !ids.contains(id));
+        Ok(())
+    }
+
+    /// Opens the session if there is none, and takes the locks of the leases again.
+    async fn ensure(&mut self, pool: &Pool, deadline: Instant) -> Result<()> {
+        if self.session.is_some() {
+            return Ok(());
+        }
+        let mut admin = match pool.idle_session() {
+            Some(admin) if !self.has_leases() => admin,
+            _ => session::open(pool.server(), &pool.0.record, deadline).await?,
+        };
+        let begin = Instant::now();
+        let mut missing: Vec<i64> = self.leases.keys().copied().collect();
+        while !missing.is_empty() {
+            let question = "SELECT id::bigint FROM tfdev.fresh_database WHERE id = ANY($1) AND stage = 'leased' \
+                            AND pg_try_advisory_lock($2, id)";
+            let locked: Vec<i64> = sqlx::query_scalar(question)
+                .bind(&missing)
+                .bind(DATABASE_LOCK)
+                .fetch_all(&mut admin.connection)
+                .await
+                .or_failed(|| "cannot lock the fresh databases again")?;
+            missing.retain(|id| !locked.contains(id));
+            if !missing.is_empty() && begin.elapsed() > LOST_LIMIT {
+                pool.events().warning("the server was away for so long that fresh databases in use were lost");
+                self.leases.retain(|id, _| !missing.contains(id));
+                break;
+            }
+            if !missing.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        self.session = Some(admin);
+        Ok(())
+    }
+}
+
+/// Hands out under the lock of whoever counts, so that there are never more leases than the server has connections for.
+fn limited_statement(pool: &Pool, template: i64) -> Result<String> {
+    let source = quote::literal(&pool.server().database)?;
+    let holder = quote::literal(&pool.options().holder)?;
+    let leases = pool.0.max_leases;
+    Ok(format!(
+        "BEGIN; SELECT pg_advisory_xact_lock({COUNT_LOCK});
+         UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = {holder}
+         WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = {template} AND stage = 'free'
+         AND (SELECT count(*) FROM tfdev.fresh_database WHERE source = {source} AND stage = 'leased') < {leases}
+         ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
+         RETURNING id::bigint, database, pg_try_advisory_lock({DATABASE_LOCK}, id);
+         COMMIT"
+    ))
+}
+
+impl Pool {
+    /// Does something in the keeper's session, in a new one if the old one is lost.
+    pub(super) async fn in_keeper(&self, deadline: Instant, order: &Order) -> Result<Answer> {
+        let Ok(mut keeper) = tokio::time::timeout_at(deadline.into(), self.0.keeper.lock()).await else {
+            return Err(Error::new(ErrorKind::TimedOut, "the session for fresh databases did not come free in time"));
+        };
+        loop {
+            let done = match keeper.ensure(self, deadline).await {
+                Ok(()) => keeper.run(self, order).await,
+                Err(error) => Err(error),
+            };
+            match done {
+                Err(error) if session::is_lost(&error) && Instant::now() < deadline => {
+                    self.events()
+                        .detail(format!("the session for fresh databases is lost, another one is opened: {error}"));
+                    keeper.forget_session();
+                }
+                other => return other,
+            }
+        }
+    }
+
+    pub(super) async fn has_leases(&self) -> bool {
+        self.0.keeper.lock().await.has_leases()
+    }
+
+    /// Takes a database back. It is dropped in the background.
+    pub async fn give_back(&self, lease: Lease) -> Result<()> {
+        self.give_back_ids(vec![lease.id], None).await?;
+        self.sweep_soon();
+        Ok(())
+    }
+
+    /// Ends a lease and lets its database stay for so long.
+    pub async fn keep(&self, lease: Lease, time: Duration) -> Result<()> {
+        self.give_back_ids(vec![lease.id], Some(time.as_secs_f64())).await
+    }
+
+    /// Takes back all databases that this process has.
+    pub async fn give_back_all(&self) -> Result<()> {
+        let ids: Vec<i64> = self.0.keeper.lock().await.leases.keys().copied().collect();
+        self.give_back_ids(ids, None).await
+    }
+
+    /// Takes back all databases of a template that this process has.
+    pub(super) async fn give_back_all_of(&self, template: i64) -> Result<()> {
+        let keeper = self.0.keeper.lock().await;
+        let ids: Vec<i64> = keeper.leases.iter().filter(|(_, of)| **of == template).map(|(id, _)| *id).collect();
+        drop(keeper);
+        self.give_back_ids(ids, None).await
+    }
+
+    async fn give_back_ids(&self, ids: Vec<i64>, keep: Option<f64>) -> Result<()> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let deadline = Instant::now() + self.options().timeout;
+        self.in_keeper(deadline, &Order::GiveBack(ids, keep)).await?;
+        self.0.news.notify_one();
+        Ok(())
+    }
+
+    /// Looks after the keeper's session for as long as the pool is in use.
+    pub(super) fn watch(&self) {
+        if !self.0.watched.swap(true, Ordering::AcqRel) {
+            tokio::spawn(watch(Arc::downgrade(&self.0)));
+        }
+    }
+}
+
+async fn watch(pool: Weak<Inner>) {
+    loop {
+        tokio::time::sleep(WATCH_EVERY).await;
+        let Some(inner) = pool.upgrade() else { return };
+        let pool = Pool(inner);
+        if !pool.has_leases().await {
+            continue;
+        }
+        let deadline = Instant::now() + pool.options().timeout;
+        if let Err(error) = pool.in_keeper(deadline, &Order::Look).await {
+            pool.events().warning(format!("fresh databases in use may be lost: {error}"));
+        }
+    }
+}

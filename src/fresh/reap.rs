@@ -1,0 +1,174 @@
+//! Removing what nobody needs: databases that were given back, those of processes that are gone, those that expired.
+//!
+//! What must hold: a database is dropped only by whoever holds its row's lock, which a living process has for each of its
+//! databases, and only after the row was looked at again under that lock. One whose sessions will not end keeps nobody from
+//! the others.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use sqlx::Row as _;
+
+use super::pool::Pool;
+use super::registry::{self, DATABASE_LOCK, FreshDatabase};
+use super::template::drop_database;
+use crate::error::{Context, Error, ErrorKind, Result};
+use crate::pg::clone::Admin;
+
+/// How long after a start of the server a lease from before it may have lost its lock: its process comes back for it.
+pub(super) const GRACE: Duration = Duration::from_secs(10);
+
+/// How many databases one session drops before it notes that they are gone.
+const BATCH: i64 = 4;
+
+/// How many sessions drop databases at once, of [`super::pool::Options::workers`].
+const SWEEPERS: usize = 2;
+
+/// How long one drop may take. A process of the server that stands still keeps all drops waiting (PostgreSQL 15 waits for
+/// every process to close its files), and then it is tried again later.
+const DROP_LIMIT: &str = "15s";
+
+/// Which rows may be swept: those that are to go, those that expired, those whose process may be gone.
+fn candidates() -> String {
+    format!(
+        "(stage = 'dropping' OR (stage = 'kept' AND expires_at < clock_timestamp()) \
+         OR (stage IN ('building', 'leased') AND (coalesce(leased_at, created_at) > pg_postmaster_start_time() \
+         OR pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => {}))))",
+        GRACE.as_secs()
+    )
+}
+
+impl Pool {
+    /// Removes, in the background, what is to go.
+    pub(super) fn sweep_soon(&self) {
+        let most = if self.has_few_connections() { 1 } else { SWEEPERS };
+        if self.0.sweepers.fetch_add(1, Ordering::AcqRel) >= most {
+            self.0.sweepers.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        let pool = self.clone();
+        tokio::spawn(async move {
+            let swept = pool.sweep_all(false).await;
+            pool.0.sweepers.fetch_sub(1, Ordering::AcqRel);
+            if let Err(error) = swept {
+                pool.events().detail(format!("fresh databases that are to go are left to the next call: {error}"));
+            }
+        });
+    }
+
+    /// Begins to sweep if there is anything that a process which is gone has left.
+    pub(super) async fn sweep_if_needed(&self) -> Result<()> {
+        let found = self.list().await?;
+        let expired = |one: &FreshDatabase| one.expires_at.is_some_and(|at| at < jiff::Timestamp::now());
+        if found.iter().any(|one| one.is_left_over() || expired(one)) {
+            self.sweep_soon();
+        }
+        Ok(())
+    }
+
+    /// Removes now what nobody needs, and templates that were not used for long. Returns the names of the databases.
+    pub async fn collect(&self) -> Result<Vec<String>> {
+        let swept = self.sweep_all(true).await?;
+        let mut worker = self.worker().await?;
+        self.retire_templates(&mut worker.admin).await?;
+        worker.finish();
+        Ok(swept)
+    }
+
+    async fn sweep_all(&self, again: bool) -> Result<Vec<String>> {
+        let mut swept = Vec::new();
+        let mut first = again;
+        loop {
+            let mut worker = self.worker().await?;
+            let (found, mut dropped) = self.sweep(&mut worker.admin, first).await?;
+            worker.finish();
+            swept.append(&mut dropped);
+            self.0.news.notify_one();
+            if found == 0 {
+                return Ok(swept);
+            }
+            // What would not go is not tried twice by one call.
+            first = false;
+        }
+    }
+
+    /// Removes a few. Returns how many there were, and the names of those that are gone.
+    async fn sweep(&self, admin: &mut Admin, again: bool) -> Result<(usize, Vec<String>)> {
+        let what = || "cannot look for fresh databases that are left over";
+        let candidates = candidates();
+        let question = format!(
+            "WITH c AS MATERIALIZED (SELECT id FROM tfdev.fresh_database WHERE source = $1 AND {candidates} \
+             AND ($4 OR coalesce(tried_at < clock_timestamp() - interval '5 s', true)) ORDER BY tried_at NULLS FIRST, id) \
+             SELECT id::bigint FROM c WHERE pg_try_advisory_lock($2, id) LIMIT $3"
+        );
+        let ids: Vec<i64> = sqlx::query_scalar(sqlx::AssertSqlSafe(question))
+            .bind(&self.server().database)
+            .bind(DATABASE_LOCK)
+            .bind(BATCH)
+            .bind(again)
+            .fetch_all(&mut admin.connection)
+            .await
+            .or_failed(what)?;
+        if ids.is_empty() {
+            return Ok((0, Vec::new()));
+        }
+        // Looked at again: it may have been given back and taken by someone else before we had the lock.
+        let mark = format!(
+            "UPDATE tfdev.fresh_database SET stage = 'dropping', tried_at = clock_timestamp() \
+             WHERE id = ANY($1) AND {candidates} RETURNING id::bigint, database, \
+             set_config('statement_timeout', '{DROP_LIMIT}', false)"
+        );
+        let marked = sqlx::query(sqlx::AssertSqlSafe(mark)).bind(&ids).fetch_all(&mut admin.connection).await;
+        let mut gone = Vec::new();
+        let mut names = Vec::new();
+        for row in marked.or_failed(what)? {
+            let (id, name): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
+            crate::fault::point("fresh.sweep.marked").await;
+            match drop_with_slots(admin, &name).await {
+                Ok(()) => {
+                    gone.push(id);
+                    names.push(name);
+                }
+                Err(error) if super::session::is_lost(&error) => return Err(error),
+                Err(error) => self.events().detail(format!("`{name}` is not removed yet: {error}")),
+            }
+        }
+        crate::fault::point("fresh.sweep.dropped").await;
+        let forget = "WITH gone AS (DELETE FROM tfdev.fresh_database WHERE id = ANY($1)) \
+                      SELECT pg_advisory_unlock($3, id::integer), set_config('statement_timeout', '0', false) FROM unnest($2) id";
+        let forgotten = sqlx::query(forget).bind(&gone).bind(&ids).bind(DATABASE_LOCK);
+        forgotten.fetch_all(&mut admin.connection).await.or_failed(|| "cannot forget a fresh database")?;
+        Ok((ids.len(), names))
+    }
+
+    /// Drops fresh databases by name, whoever has them: all of `names`, or none if one of them does not exist.
+    pub async fn drop_named(&self, names: &[String]) -> Result<()> {
+        let what = || "cannot mark fresh databases";
+        let mut worker = self.worker().await?;
+        let known = registry::list(&mut worker.admin.connection, &self.server().database).await?;
+        if let Some(unknown) = names.iter().find(|name| !known.iter().any(|one| one.database == **name)) {
+            return Err(Error::new(ErrorKind::NotFound, format!("there is no fresh database `{unknown}`"))
+                .hint("`tfdev fresh list` shows them"));
+        }
+        let mark = "UPDATE tfdev.fresh_database SET stage = 'dropping' WHERE database = ANY($1)";
+        sqlx::query(mark).bind(names).execute(&mut worker.admin.connection).await.or_failed(what)?;
+        for name in names {
+            drop_database(&mut worker.admin, name).await?;
+        }
+        let forget = "DELETE FROM tfdev.fresh_database WHERE database = ANY($1)";
+        sqlx::query(forget).bind(names).execute(&mut worker.admin.connection).await.or_failed(what)?;
+        worker.finish();
+        Ok(())
+    }
+}
+
+/// Drops a database, and before that the replication slots that would forbid it.
+async fn drop_with_slots(admin: &mut Admin, name: &str) -> Result<()> {
+    let Err(refused) = drop_database(admin, name).await else { return Ok(()) };
+    let statement =
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE database = $1 AND NOT active";
+    match sqlx::query(statement).bind(name).fetch_all(&mut admin.connection).await {
+        Ok(slots) if !slots.is_empty() => drop_database(admin, name).await,
+        _ => Err(refused),
+    }
+}

@@ -1,0 +1,67 @@
+//! Sessions of ours with the server, which wait where others would be refused.
+//!
+//! What must hold: a server that has no connection left, or that is just starting, is waited for until the deadline; the
+//! server is proven to be the instance's own before a session is used.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::instance::InstanceRecord;
+use crate::pg::clone::Admin;
+use crate::pg::{self, Login, LoginError};
+use crate::server::Server;
+
+/// The first pause before another attempt; each is twice as long as the one before, up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(5);
+
+/// See [`FIRST_PAUSE`]. A refused login costs the server a process, and thirty may be waiting.
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// Logs in to manage databases.
+pub(super) async fn open(server: &Server, record: &InstanceRecord, deadline: Instant) -> Result<Admin> {
+    let login = Login { application_name: "tfdev fresh".to_owned(), ..server.admin_login() };
+    let mut admin = Admin::set_up(connect(&login, deadline).await?).await?;
+    server.prove(&mut admin.connection, record).await?;
+    Ok(admin)
+}
+
+/// Logs in, and waits for a connection if there is none left.
+pub(super) async fn connect(login: &Login, deadline: Instant) -> Result<sqlx::PgConnection> {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match pg::connect(login, deadline).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) if !is_passing(&error) => return Err(error.into_error(login)),
+            Err(error) if Instant::now() + pause >= deadline => {
+                return Err(Error::new(ErrorKind::TimedOut, format!("no connection to the server in time: {error}"))
+                    .hint("use fewer tests at once, or raise `max_connections` under `[profiles.…]` in `tfdev.toml`")
+                    .caused_by(error.into_error(login)));
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+fn is_passing(error: &LoginError) -> bool {
+    error.may_pass() || matches!(error, LoginError::TooManyConnections(_))
+}
+
+/// Whether the session in which this happened is gone, and another one may do better.
+pub(super) fn is_lost(error: &Error) -> bool {
+    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
+            return match error {
+                sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+                sqlx::Error::Database(database) => {
+                    matches!(database.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "08006" | "08003"))
+                }
+                _ => false,
+            };
+        }
+        next = error.source();
+    }
+    false
+}

@@ -1,0 +1,12 @@
+//! The README's example in Rust. It is ignored, and a test runs it in a project of its own.
+
+#[ignore = "another test starts it as a process of its own"]
+// README
+#[tokio::test]
+async fn a_new_database_has_no_tasks() -> tfdev::Result<()> {
+    let db = tfdev::fresh().await?;
+    let pool = db.pool_options().connect_with(db.connect_options()).await.unwrap();
+    let tasks: i64 = sqlx::query_scalar("SELECT count(*) FROM tasks").fetch_one(&pool).await.unwrap();
+    assert_eq!(tasks, 0);
+    Ok(())
+}
