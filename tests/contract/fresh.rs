@@ -6,14 +6,15 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use crate::support::process::{as_ordinary_user, kill};
 use crate::support::{TestEngine, TestEnv, on_every_engine, one, query, try_query, until};
 
-on_every_engine!(
-    a_database_is_held_for_the_program_that_asked_and_goes_with_it,
-    a_test_command_gets_a_database_and_its_exit_status_passes,
-    a_database_with_a_time_to_live_is_listed_and_dropped_by_name,
-    suites_of_the_library_get_databases_of_their_own_in_parallel,
-    a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call,
-    a_panic_gives_the_database_back_and_keeps_it_if_asked_to,
-    suites_that_are_killed_at_any_moment_leave_nothing_behind,
+// Someone else's server is not among them yet: the pool there is not tried.
+on_every_engine!(@of_ours
+    a_database_is_held_for_the_program_that_asked_and_goes_with_it
+    a_test_command_gets_a_database_and_its_exit_status_passes
+    a_database_with_a_time_to_live_is_listed_and_dropped_by_name
+    suites_of_the_library_get_databases_of_their_own_in_parallel
+    a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call
+    a_panic_gives_the_database_back_and_keeps_it_if_asked_to
+    suites_that_are_killed_at_any_moment_leave_nothing_behind
 );
 
 /// The URL of the project's own database on the instance `test`.
