@@ -54,7 +54,8 @@ fn made(native: &Native) -> Vec<String> {
 
 #[test]
 fn a_full_disk_is_told_leaves_nothing_half_made_and_hinders_nothing_once_there_is_room() {
-    let Some(native) = Native::ordinary() else { return };
+    let Some(mut native) = Native::ordinary() else { return };
+    native.env.begin_with_no_cache();
     let Some(disk) = Disk::mount(native.env.state_dir(), 20) else { return };
     let full = |words: &str| {
         let outcome = native.run(&["up", "--dataset", "none"]).exits(1);
@@ -78,7 +79,8 @@ fn a_full_disk_is_told_leaves_nothing_half_made_and_hinders_nothing_once_there_i
 
 #[test]
 fn a_full_disk_of_the_cache_is_told() {
-    let Some(native) = Native::ordinary() else { return };
+    let Some(mut native) = Native::ordinary() else { return };
+    native.env.begin_with_no_cache();
     let Some(disk) = Disk::mount(native.env.path("cache"), 20) else { return };
     let outcome = native.run(&["up", "--dataset", "none"]).exits(1);
     outcome.says("No space left on device").says(&format!("free some space below `{}", disk.0.display()));

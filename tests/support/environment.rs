@@ -27,6 +27,8 @@ pub(crate) struct TestEnv {
     other_folders: RefCell<Vec<PathBuf>>,
     engine: Option<TestEngine>,
     image: Option<String>,
+    /// A folder of cached data folders for this test alone.
+    own_cache: Option<PathBuf>,
     /// The server that someone else runs, on the engine external.
     server: Option<SomeonesServer>,
 }
@@ -52,7 +54,8 @@ impl TestEnv {
             std::fs::create_dir_all(folder).unwrap();
         }
         let project = project.canonicalize().unwrap();
-        let env = Self { root, id, project, other_folders: RefCell::default(), engine, image, server: None };
+        let env =
+            Self { root, id, project, other_folders: RefCell::default(), engine, image, own_cache: None, server: None };
         for folder in [env.root.path(), &env.project, &env.path("home")] {
             env.give(folder);
         }
@@ -163,8 +166,19 @@ impl TestEnv {
         }
     }
 
+    /// Keeps no data folder of another test's: the first server of this one is made by `initdb`.
+    pub(crate) fn begin_with_no_cache(&mut self) {
+        let folder = self.path("cache");
+        std::fs::create_dir_all(&folder).unwrap();
+        self.give(&folder);
+        self.own_cache = Some(folder);
+    }
+
     /// Cached data folders, kept from run to run: a newer image has another name in there.
     fn cache_dir(&self) -> PathBuf {
+        if let Some(folder) = &self.own_cache {
+            return folder.clone();
+        }
         if !self.is_ordinary_user() {
             return cache_dir();
         }
