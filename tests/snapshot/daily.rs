@@ -36,7 +36,9 @@ fn a_state_is_kept_and_comes_back_and_a_restore_can_be_undone(env: &TestEnv) {
     env.run(&["snapshot", "restore", "befor-split"]).exits(4).says("did you mean `before-split`?");
 
     let restored = snapshot(env, &["restore", "before-split"]);
-    assert_eq!((&restored["name"], &restored["way"]), (&json!("before-split"), &json!("standby")));
+    assert_eq!(restored["name"], json!("before-split"));
+    // The server makes the ready copy when it can; on a busy machine it may not have begun.
+    assert!(["standby", "copy"].contains(&restored["way"].as_str().unwrap()), "{restored}");
     assert_eq!(rows(env), before);
     assert_eq!(names(env), ["before-split", restored["kept_as"].as_str().unwrap()]);
     let undone = snapshot(env, &["restore", "--undo"]);
