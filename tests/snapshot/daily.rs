@@ -168,7 +168,9 @@ fn the_base_is_made_anew_when_the_migrations_change(env: &TestEnv) {
 
 fn snapshots_are_known_after_the_records_are_lost(env: &TestEnv) {
     shell(&format!(
-        "cd {} && git init -q -b trunk . && git -c user.name=a -c user.email=a@b commit -q --allow-empty -m a",
+        "cd {0} && git init -q -b trunk . && \
+         git -c safe.directory=* -c user.name=a -c user.email=a@b commit -q --allow-empty -m a && \
+         chown -R --reference={0} .git",
         env.project.display()
     ));
     env.up();
