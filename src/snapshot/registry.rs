@@ -5,6 +5,7 @@
 //! ever dropped; every change is made by the holder of one lock. Whoever makes or drops a database holds the row's own
 //! lock for as long, even if nobody waits for it any more. All locks end with their session.
 
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -275,7 +276,7 @@ pub async fn lock_row(connection: &mut PgConnection, id: i64) -> Result<()> {
 /// Waits until nobody makes or drops the database of a row; false if that took longer than `limit`.
 pub async fn wait_for_row(connection: &mut PgConnection, id: i64, limit: Duration) -> Result<bool> {
     let what = || "cannot look who makes a copy";
-    let question = format!("SELECT EXISTS (SELECT FROM pg_lock_status() WHERE {})", held_lock_of(&id.to_string()));
+    let question = format!("SELECT EXISTS ({} AND objid = {id}::oid)", held_locks());
     let begin = Instant::now();
     loop {
         let held: bool = sqlx::raw_sql(AssertSqlSafe(question.clone()))
@@ -293,11 +294,11 @@ pub async fn wait_for_row(connection: &mut PgConnection, id: i64, limit: Duratio
     }
 }
 
-/// The condition that finds the lock of the row `id` among the locks.
-fn held_lock_of(id: &str) -> String {
+/// The question for the locks of rows that are held, and by which process of the server.
+fn held_locks() -> String {
     format!(
-        "locktype = 'advisory' AND granted AND objsubid = 2 AND classid = {ROW_LOCK} AND objid = {id}::oid \
-         AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
+        "SELECT objid::bigint, pid FROM pg_lock_status() WHERE locktype = 'advisory' AND granted AND objsubid = 2 \
+         AND classid = {ROW_LOCK} AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"
     )
 }
 
@@ -316,25 +317,35 @@ pub async fn rows(connection: &mut PgConnection, source: &str) -> Result<Vec<Row
         return Ok(Vec::new());
     }
     let what = || "cannot read the list of snapshots";
+    // Before the databases: who is at work no more when this is answered has committed what it made. In one statement
+    // the list of databases is older than that of the locks, and what was finished in between looks as if it never was.
+    let workers = workers(connection).await?;
     let question = AssertSqlSafe(format!(
         "SELECT s.id::bigint, s.database, kind, stage, name, key, parent::bigint, note, \
          (extract(epoch FROM created_at) * 1000)::bigint, size, migration, server_version, fingerprint, \
-         git_branch, git_commit, d.oid IS NOT NULL, (SELECT max(pid) FROM pg_lock_status() WHERE {}) \
+         git_branch, git_commit, d.oid IS NOT NULL \
          FROM tfdev.snapshot s LEFT JOIN pg_database d ON d.datname = s.database \
          WHERE source = {} ORDER BY s.id",
-        held_lock_of("s.id"),
         quote::literal(source)?
     ));
     let rows = sqlx::raw_sql(question).fetch_all(connection).await.or_failed(what)?;
-    rows.iter().map(|row| read(row).or_failed(what)?.ok_or_else(|| Error::failed(what()))).collect()
+    rows.iter().map(|row| read(row, &workers).or_failed(what)?.ok_or_else(|| Error::failed(what()))).collect()
 }
 
-fn read(row: &PgRow) -> sqlx::Result<Option<Row>> {
+/// The processes in the server that make or drop the database of a row now, by the row's number.
+async fn workers(connection: &mut PgConnection) -> Result<HashMap<i64, i32>> {
+    let what = || "cannot look who makes a copy";
+    let found = sqlx::raw_sql(AssertSqlSafe(held_locks())).fetch_all(connection).await.or_failed(what)?;
+    found.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<sqlx::Result<_>>().or_failed(what)
+}
+
+fn read(row: &PgRow, workers: &HashMap<i64, i32>) -> sqlx::Result<Option<Row>> {
     let (kind, stage): (String, String) = (row.try_get(2)?, row.try_get(3)?);
     let (Some(kind), Some(stage)) = (Kind::of(&kind), Stage::of(&stage)) else { return Ok(None) };
     let Ok(created_at) = Timestamp::from_millisecond(row.try_get(8)?) else { return Ok(None) };
+    let id = row.try_get(0)?;
     Ok(Some(Row {
-        id: row.try_get(0)?,
+        id,
         database: row.try_get(1)?,
         kind,
         stage,
@@ -352,7 +363,7 @@ fn read(row: &PgRow) -> sqlx::Result<Option<Row>> {
             git_commit: row.try_get(14)?,
         },
         exists: row.try_get(15)?,
-        worker: row.try_get(16)?,
+        worker: workers.get(&id).copied(),
     }))
 }
 
