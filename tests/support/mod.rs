@@ -21,6 +21,8 @@ pub(crate) use sql::{Session, one, query, try_query};
 
 use std::time::{Duration, Instant};
 
+use serde_json::{Value, json};
+
 /// How long a test waits for something that is to happen.
 pub(crate) const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -33,6 +35,18 @@ pub(crate) fn until<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> 
         }
         assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Fails unless an instance that was stopped in between, as two `up` tell of it, is reached as before. Its port is kept
+/// unless another program took it meanwhile, which tests do to each other with 5432, the port that all of them prefer.
+#[track_caller]
+pub(crate) fn assert_reached_as_before(first: &Value, again: &Value) {
+    let url = first["url"].as_str().unwrap();
+    if first["port"] == json!(5432) {
+        assert_eq!(again["url"], json!(url.replace(":5432/", &format!(":{}/", again["port"]))));
+    } else {
+        assert_eq!((&again["port"], &again["url"]), (&first["port"], &first["url"]));
     }
 }
 
