@@ -51,7 +51,7 @@ pub fn initdb_arguments(data: DataPlacement) -> String {
 }
 
 /// Counts up when the container's layout changes, so that an older container is made anew.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The server that an instance is to have.
 #[derive(Debug, Clone, PartialEq)]

@@ -35,7 +35,7 @@ use crate::instance::Password;
 pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
-pub(crate) use names::{is_instance, nearest};
+pub(crate) use names::{is_instance, key_of_folder, nearest};
 pub(crate) use server_setting::{is_on, same_setting, size_in_bytes};
 pub use template::template;
 

@@ -41,6 +41,12 @@ impl Settings {
         check_profiles(&settings)?;
         Ok(settings)
     }
+
+    /// Settles what is built in and what the surroundings say alone: for looking at a machine whose files are wrong.
+    pub fn without_files(environment: &Environment) -> Result<Self> {
+        let layer = settle(&[], &Flags::default(), &environment.current_dir)?;
+        Ok(build(layer, &Setting::default_value(environment.current_dir.clone()), environment))
+    }
 }
 
 /// Reads a file that need not exist.

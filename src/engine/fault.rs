@@ -13,15 +13,16 @@ use async_trait::async_trait;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Source, StartRequest, Started,
+    Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Resources, Source, StartRequest, Started,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::Events;
 use crate::server::Server;
 
 /// The calls of an engine that can fail, by their names.
-pub const STEPS: [&str; 12] = [
+pub const STEPS: [&str; 13] = [
     "observe",
+    "resources",
     "source",
     "start",
     "server",
@@ -157,6 +158,10 @@ impl Engine for FaultEngine {
 
     async fn observe(&self) -> Result<Observed> {
         self.call("observe", self.inner.observe()).await
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        self.call("resources", self.inner.resources()).await
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {

@@ -112,6 +112,16 @@ impl Source {
         self.files.is_empty()
     }
 
+    /// Whether all of the TaskFlow schema that is built in is in here, with whatever a project added to it.
+    pub fn has_built_in(&self) -> bool {
+        // Line endings may differ.
+        let text = |file: &MigrationFile| file.text().replace('\r', "");
+        let has = |built_in: &MigrationFile| {
+            self.find(built_in.migration.version).is_some_and(|own| text(own) == text(built_in))
+        };
+        Self::embedded().files.iter().all(has)
+    }
+
     pub(super) fn files(&self) -> &[MigrationFile] {
         &self.files
     }

@@ -262,13 +262,30 @@ impl LoginError {
 
 /// Logs in once, by `deadline`; a second time where the first way of encryption is refused and another one is allowed.
 pub async fn connect(login: &Login, deadline: Instant) -> Result<PgConnection, LoginError> {
+    connect_any_way(login, deadline).await.map(|(connection, _)| connection)
+}
+
+/// The options for sqlx with which a login succeeds: for what logs in by itself, and knows one way of encryption only.
+pub async fn options_that_work(login: &Login, deadline: Instant) -> Result<PgConnectOptions, LoginError> {
+    let mut attempts = login.attempts();
+    if attempts.len() == 1 && attempts[0].get_options().is_none() {
+        return Ok(attempts.swap_remove(0));
+    }
+    let (connection, options) = connect_any_way(login, deadline).await?;
+    // The farewell is a courtesy.
+    let _ = connection.close().await;
+    Ok(options)
+}
+
+async fn connect_any_way(login: &Login, deadline: Instant) -> Result<(PgConnection, PgConnectOptions), LoginError> {
     let mut attempts = login.attempts().into_iter();
-    let mut outcome = connect_by(login, attempts.next().expect("there is one at least"), deadline).await;
+    let first = attempts.next().expect("there is one at least");
+    let mut outcome = connect_by(login, first.clone(), deadline).await.map(|connection| (connection, first));
     for options in attempts {
         if !outcome.as_ref().is_err_and(LoginError::may_pass_with_other_encryption) {
             break;
         }
-        outcome = connect_by(login, options, deadline).await;
+        outcome = connect_by(login, options.clone(), deadline).await.map(|connection| (connection, options));
     }
     outcome
 }

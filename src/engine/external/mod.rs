@@ -33,8 +33,8 @@ use self::survey::Survey;
 use crate::config::{Origin, PasswordEnvironment, PortChoice, Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest, Started, State,
-    cannot,
+    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source, StartRequest,
+    Started, State, cannot,
 };
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
@@ -395,6 +395,10 @@ impl Engine for ExternalEngine {
             limits_reason: Some("the server is run by someone else".to_owned()),
             reason: None,
         })
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        Err(cannot("tell what the server has of its machine", "the server is run by someone else"))
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {
