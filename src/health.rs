@@ -7,7 +7,7 @@
 //!
 //! What must hold: it changes nothing; the connection that counts is not counted; and it gets in also when all others are
 //! taken, because the admin role is a superuser, for whom the server keeps some (`superuser_reserved_connections`). The
-//! healthcheck of the container asks the same question ([`container_query`]).
+//! healthcheck of the container asks the same question ([`CONTAINER_QUERY`]).
 
 use std::time::{Duration, Instant};
 
@@ -32,29 +32,22 @@ const DEADLINE: Duration = Duration::from_secs(5);
 
 /// Connections at work, with the source's own condition; those that are open; those whose state this role may not see;
 /// how many there may be; how many of these are for superusers; and whether the server takes no writes.
-macro_rules! counts {
-    () => {
-        "SELECT count(*) FILTER (WHERE state != 'idle') AS busy, \
-         count(*) FILTER (WHERE backend_type = 'client backend' OR (backend_type IS NULL AND usesysid IS NOT NULL)) AS open, \
-         count(*) FILTER (WHERE backend_type IS NULL AND usesysid IS NOT NULL) AS hidden, \
-         current_setting('max_connections')::bigint AS most, \
-         current_setting('superuser_reserved_connections')::bigint AS reserved, \
-         pg_is_in_recovery() AS recovering \
-         FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
-    };
-}
+const COUNTS: &str = "\
+    SELECT count(*) FILTER (WHERE state != 'idle') AS busy, \
+    count(*) FILTER (WHERE backend_type = 'client backend' OR (backend_type IS NULL AND usesysid IS NOT NULL)) AS open, \
+    count(*) FILTER (WHERE backend_type IS NULL AND usesysid IS NOT NULL) AS hidden, \
+    current_setting('max_connections')::bigint AS most, \
+    current_setting('superuser_reserved_connections')::bigint AS reserved, \
+    pg_is_in_recovery() AS recovering \
+    FROM pg_stat_activity WHERE pid <> pg_backend_pid()";
 
-/// The question of a container's own healthcheck: one row, `t` if the server is ready.
+/// The question of a container's own healthcheck: one row, `t` if the server is ready, as [`Counts::reason`] has it.
 ///
 /// A server that listens nowhere is the one that an image's first initialisation uses.
-pub fn container_query() -> &'static str {
-    concat!(
-        "SELECT busy * 10 < most * 9 AND busy < most - reserved AND NOT recovering \
-         AND current_setting('listen_addresses') <> '' FROM (",
-        counts!(),
-        ") AS counts"
-    )
-}
+pub const CONTAINER_QUERY: &str = "\
+    SELECT count(*) < least(current_setting('max_connections')::int * 0.9, current_setting('max_connections')::int - \
+    current_setting('superuser_reserved_connections')::int) AND NOT pg_is_in_recovery() AND \
+    current_setting('listen_addresses') <> '' FROM pg_stat_activity WHERE state != 'idle' AND pid <> pg_backend_pid()";
 
 /// Which checks are made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,7 +129,7 @@ impl Counts {
     /// Counts by way of `connection`.
     pub async fn read(connection: &mut PgConnection) -> Result<Self> {
         let what = || "cannot count the connections";
-        let row = sqlx::raw_sql(counts!()).fetch_one(connection).await.or_failed(what)?;
+        let row = sqlx::raw_sql(COUNTS).fetch_one(connection).await.or_failed(what)?;
         let number = |name: &str| row.try_get::<i64, _>(name).or_failed(what);
         let max_connections = number("most")?;
         Ok(Self {

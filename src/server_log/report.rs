@@ -168,9 +168,7 @@ impl Statements {
     /// Takes an entry, if it is a statement.
     pub fn add(&mut self, entry: &Entry) {
         // A slow one whose text was not written before, as with `log_statement = ddl`, counts here, too.
-        let is_text_of_slow = entry.kind == Kind::Duration
-            && entry.message.trim_end().len() > "duration: 0.000 ms".len()
-            && entry.message.contains(" ms  ");
+        let is_text_of_slow = entry.kind == Kind::Duration && entry.message.contains(" ms  ");
         let Some(statement) = entry.statement.as_ref().filter(|_| entry.kind == Kind::Statement || is_text_of_slow)
         else {
             return;

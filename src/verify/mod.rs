@@ -29,8 +29,8 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use crate::config::Settings;
-use crate::engine::EngineKind;
-use crate::error::{Context, Error, Result};
+use crate::engine::{EngineKind, Resources};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::migrate;
 use crate::pg::{self, Login};
@@ -208,6 +208,8 @@ struct Bench<'a> {
     running: &'a Running,
     profile: Profile,
     schema: Schema,
+    /// What the server has of its machine; an error where that is someone else's.
+    resources: Result<Resources>,
 }
 
 impl Bench<'_> {
@@ -247,7 +249,8 @@ async fn session(login: &Login) -> Result<PgConnection> {
 
 /// Looks at every row of the source document.
 ///
-/// Fails only if there is no running instance, or if another server answers: a promise that is broken is a row.
+/// Fails only if there is no running instance, if another server answers, or if the engine cannot be asked: a promise that
+/// is broken is a row.
 pub async fn verify(settings: &Settings, events: &Events) -> Result<VerifyReport> {
     let begin = Instant::now();
     let running = Running::find(settings, events).await?;
@@ -260,7 +263,11 @@ pub async fn verify(settings: &Settings, events: &Events) -> Result<VerifyReport
     running.server.prove(&mut connection, &running.record).await?;
     provision::close(connection).await;
 
-    let bench = Bench { settings, running: &running, profile, schema };
+    let resources = match running.engine.resources().await {
+        Err(error) if error.kind() != ErrorKind::Refused => return Err(error),
+        found => found,
+    };
+    let bench = Bench { settings, running: &running, profile, schema, resources };
     let mut rows = Vec::new();
     events.started("Looking at the settings");
     rows.extend(settings::rows(&bench).await);

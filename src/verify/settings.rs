@@ -124,6 +124,10 @@ fn origin(bench: &Bench<'_>, name: &str, found: &Found) -> String {
                 Origin::Default => format!("the profile `{}` has it", bench.profile.name),
                 origin => format!("the project sets it: {origin}"),
             },
+            _ if bench.running.observed.profile.as_ref().is_some_and(|name| *name != bench.profile.name) => format!(
+                "the server runs with the profile `{}`",
+                bench.running.observed.profile.as_deref().unwrap_or_default()
+            ),
             _ => format!(
                 "neither the source nor the profile `{}` has it (from: {}); `tfdev up` starts the server with the \
                  profile's settings",
@@ -158,5 +162,23 @@ async fn encrypted(bench: &Bench<'_>) -> Result<Verdict> {
             Ok(Verdict::pass(format!("on, {version}; a login without TLS is refused"), proof))
         }
         Err(other) => Err(other.into_error(&plain)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verify::Outcome;
+
+    #[test]
+    fn another_major_version_fails() {
+        let of = |shown: &str| {
+            let found = Found { value: shown.into(), shown: shown.into(), source: "default".into() };
+            version(&All::from([("server_version".to_owned(), found)])).outcome
+        };
+        assert_eq!(of("15.18 (Debian 15.18-0+deb12u1)"), Outcome::Pass);
+        assert_eq!(of("15.17"), Outcome::Pass);
+        assert_eq!((of("16.2"), of("150.1")), (Outcome::Fail, Outcome::Fail));
+        assert_eq!(version(&All::new()).outcome, Outcome::Fail);
     }
 }

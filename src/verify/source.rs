@@ -34,11 +34,11 @@ pub(super) const DEVELOPMENT_VS_PRODUCTION: [Difference; 4] = [
     Difference { name: "ssl", development: "off", production: "on" },
 ];
 
-/// How many of `max_connections` = 100 the backend's pool has: § Configuration.
-pub(super) const POOL_PERCENT: i64 = 50;
+/// The pool of the source's backend, which is half of its 100 connections, and as many clients: § Configuration.
+pub(super) const POOL: i64 = 50;
 
-/// How many clients are to go through the pool: the same 50.
-pub(super) const CLIENTS: usize = 50;
+/// § Configuration: the connections of which the pool has half.
+pub(super) const POOL_OF: i64 = 100;
 
 /// How a column of the diagram is a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

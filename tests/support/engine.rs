@@ -226,7 +226,7 @@ pub(crate) fn run_on(engine: TestEngine, case: fn(&TestEnv)) {
 }
 
 /// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name; with
-/// `@of_ours` for those engines alone that run the server.
+/// `@of_ours` for those engines alone that run the server, and with `@of_ours_alone` for Docker and whoever runs the tests.
 macro_rules! on_every_engine {
     (@each $module:ident $engine:ident: $($case:ident)+) => {
         mod $module {
@@ -237,6 +237,10 @@ macro_rules! on_every_engine {
                 }
             )+
         }
+    };
+    (@of_ours_alone $($case:ident),+ $(,)?) => {
+        on_every_engine!(@each docker Docker: $($case)+);
+        on_every_engine!(@each native Native: $($case)+);
     };
     (@of_ours $($case:ident)+) => {
         on_every_engine!(@each docker Docker: $($case)+);

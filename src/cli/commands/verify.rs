@@ -43,7 +43,9 @@ fn write_report(report: &VerifyReport, out: &mut dyn Write) -> std::io::Result<(
             writeln!(out, "{}{}", if section.is_some() { "\n" } else { "" }, row.section.heading())?;
             section = Some(row.section);
         }
-        let line = format!("  {:<4}  {:<names$}  {:<asked$}  {}", word(row.outcome), row.name, row.asks, row.has);
+        let proof = if row.proof.is_empty() { String::new() } else { format!("  [{}]", row.proof) };
+        let line =
+            format!("  {:<4}  {:<names$}  {:<asked$}  {}{proof}", word(row.outcome), row.name, row.asks, row.has);
         writeln!(out, "{}", line.trim_end())?;
         if let Some(because) = &row.because {
             writeln!(out, "        {because}")?;

@@ -47,7 +47,7 @@ pub fn healthcheck_command() -> String {
     format!(
         "PGOPTIONS='-c log_statement=none -c log_min_duration_statement=-1' \
          psql -XAtqU {SUPERUSER} -d {SUPERUSER} -c \"{}\" | grep -qx t",
-        health::container_query()
+        health::CONTAINER_QUERY
     )
 }
 

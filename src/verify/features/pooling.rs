@@ -15,14 +15,14 @@ use crate::error::{Context, Result};
 use crate::health::Counts;
 use crate::pg;
 use crate::provision;
-use crate::verify::source::{CLIENTS, POOL_PERCENT};
+use crate::verify::source::{POOL, POOL_OF};
 use crate::verify::{Bench, LOGIN_LIMIT, Verdict, full_text};
 
 pub(super) async fn verdict(bench: &Bench<'_>) -> Result<Verdict> {
     let mut admin = bench.admin().await?;
     let counts = Counts::read(&mut admin).await?;
     provision::close(admin).await;
-    let wanted = (counts.max_connections * POOL_PERCENT / 100).max(1);
+    let wanted = (counts.max_connections * POOL / POOL_OF).clamp(1, POOL);
     let free = counts.ordinary() - counts.open;
     // One is left for whoever comes meanwhile.
     let size = if free >= wanted { wanted } else { free - 1 };
@@ -41,7 +41,7 @@ pub(super) async fn verdict(bench: &Bench<'_>) -> Result<Verdict> {
             Err(error) => refused = Some(error.into_error(&login)),
         }
     }
-    let proof = format!("{CLIENTS} clients, a query each, through a pool of {size}");
+    let proof = format!("{POOL} clients, a query each, through a pool of {size}");
     let verdict = if let Some(error) = refused {
         Verdict::fail(format!("{} connections of {size}", pool.len()), proof, full_text(&error))
     } else {
@@ -70,7 +70,7 @@ async fn serve(pool: &mut Vec<PgConnection>) -> Result<usize> {
         take().push(connection);
         answer.or_failed(what)?.try_get::<i32, _>(0).or_failed(what)
     };
-    let served = try_join_all((0..CLIENTS).map(|_| client())).await;
+    let served = try_join_all((0..POOL).map(|_| client())).await;
     *pool = idle.into_inner().unwrap_or_else(PoisonError::into_inner);
     Ok(served?.into_iter().collect::<HashSet<_>>().len())
 }
