@@ -262,32 +262,34 @@ impl LoginError {
 
 /// Logs in once, by `deadline`; a second time where the first way of encryption is refused and another one is allowed.
 pub async fn connect(login: &Login, deadline: Instant) -> Result<PgConnection, LoginError> {
-    connect_any_way(login, deadline).await.map(|(connection, _)| connection)
+    let mut attempts = login.attempts().into_iter();
+    let mut outcome = connect_by(login, attempts.next().expect("there is one at least"), deadline).await;
+    for options in attempts {
+        if !outcome.as_ref().is_err_and(LoginError::may_pass_with_other_encryption) {
+            break;
+        }
+        outcome = connect_by(login, options, deadline).await;
+    }
+    outcome
 }
 
 /// The options for sqlx with which a login succeeds: for what logs in by itself, and knows one way of encryption only.
 pub async fn options_that_work(login: &Login, deadline: Instant) -> Result<PgConnectOptions, LoginError> {
     let mut attempts = login.attempts();
-    if attempts.len() == 1 && attempts[0].get_options().is_none() {
-        return Ok(attempts.swap_remove(0));
-    }
-    let (connection, options) = connect_any_way(login, deadline).await?;
-    // The farewell is a courtesy.
-    let _ = connection.close().await;
-    Ok(options)
-}
-
-async fn connect_any_way(login: &Login, deadline: Instant) -> Result<(PgConnection, PgConnectOptions), LoginError> {
-    let mut attempts = login.attempts().into_iter();
-    let first = attempts.next().expect("there is one at least");
-    let mut outcome = connect_by(login, first.clone(), deadline).await.map(|connection| (connection, first));
-    for options in attempts {
-        if !outcome.as_ref().is_err_and(LoginError::may_pass_with_other_encryption) {
-            break;
+    while attempts.len() > 1 {
+        let options = attempts.remove(0);
+        match connect_by(login, options.clone(), deadline).await {
+            Ok(connection) => {
+                // The farewell is a courtesy.
+                let _ = connection.close().await;
+                return Ok(options);
+            }
+            Err(error) if error.may_pass_with_other_encryption() => {}
+            Err(error) => return Err(error),
         }
-        outcome = connect_by(login, options.clone(), deadline).await.map(|connection| (connection, options));
     }
-    outcome
+    let last = attempts.swap_remove(0);
+    if last.get_options().is_some() { Err(LoginError::Environment) } else { Ok(last) }
 }
 
 async fn connect_by(login: &Login, options: PgConnectOptions, deadline: Instant) -> Result<PgConnection, LoginError> {

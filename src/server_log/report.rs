@@ -209,12 +209,12 @@ mod tests {
     #[test]
     fn slow_statements_are_ranked_by_all_their_time() {
         let mut slow = Slow::default();
-        entries(
-            "[1] LOG:  duration: 1200.0 ms  statement: SELECT pg_sleep(1.2)\n[2] LOG:  statement: select  PG_SLEEP(2)\n\
-             [2] LOG:  duration: 2000.0 ms\n[1] LOG:  duration: 3000.0 ms  statement: VACUUM\n",
-        )
-        .iter()
-        .for_each(|entry| slow.add(entry));
+        let log = "[1] LOG:  duration: 1200.0 ms  statement: SELECT pg_sleep(1.2)\n\
+                   [2] LOG:  statement: select  PG_SLEEP(2)\n[2] LOG:  duration: 2000.0 ms\n\
+                   [1] LOG:  duration: 3000.0 ms  statement: VACUUM\n";
+        for entry in &entries(log) {
+            slow.add(entry);
+        }
         let slow = slow.ranked();
         let told: Vec<_> =
             slow.groups.iter().map(|group| (group.statement.as_str(), group.count, group.total_ms)).collect();

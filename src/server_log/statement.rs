@@ -5,16 +5,16 @@ pub fn normalised(statement: &str) -> String {
     let mut text = String::with_capacity(statement.len());
     let mut rest = statement;
     while let Some(first) = rest.chars().next() {
-        let taken = token(rest, first, text.chars().last());
-        let (token, after) = rest.split_at(taken.bytes);
-        match taken.kind {
+        let next = token(rest, first, text.chars().last());
+        let (piece, after) = rest.split_at(next.bytes);
+        match next.kind {
             TokenKind::Gap => {
                 if !text.is_empty() && !text.ends_with(' ') {
                     text.push(' ');
                 }
             }
             TokenKind::Value => text.push('?'),
-            TokenKind::Text => text.push_str(token),
+            TokenKind::Text => text.push_str(piece),
         }
         rest = after;
     }
@@ -56,14 +56,12 @@ fn token(rest: &str, first: char, before: Option<char>) -> Token {
         'b' | 'B' | 'x' | 'X' | 'n' | 'N' if !after_word && rest[1..].starts_with('\'') => {
             of(TokenKind::Value, 1 + quoted(&rest[1..], '\'', false))
         }
-        '$' if !after_word => match dollar_quoted(rest) {
-            Some(bytes) => of(TokenKind::Value, bytes),
+        '$' if !after_word => {
             // A parameter is a value as well.
-            None => {
-                let digits = rest[1..].bytes().take_while(u8::is_ascii_digit).count();
-                if digits > 0 { of(TokenKind::Value, 1 + digits) } else { of(TokenKind::Text, 1) }
-            }
-        },
+            let digits = rest[1..].bytes().take_while(u8::is_ascii_digit).count();
+            let parameter = (digits > 0).then_some(1 + digits);
+            dollar_quoted(rest).or(parameter).map_or(of(TokenKind::Text, 1), |bytes| of(TokenKind::Value, bytes))
+        }
         _ if first.is_ascii_digit() && !after_word => {
             of(TokenKind::Value, length(|one| one.is_ascii_alphanumeric() || one == '.' || one == '_'))
         }

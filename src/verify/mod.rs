@@ -40,10 +40,10 @@ use crate::server::{Running, Tenancy};
 use crate::up;
 
 /// How long a login may take.
-const LOGIN_LIMIT: Duration = Duration::from_secs(5);
+const LOGIN_LIMIT: Duration = Duration::from_secs(15);
 
 /// What our sessions begin with: no statement of ours may hold up anyone, or be held up, for long.
-const SESSION: &str = "SET statement_timeout = '3s'; SET lock_timeout = '2s'; SET client_min_messages = 'error'";
+const SESSION: &str = "SET statement_timeout = '5s'; SET lock_timeout = '2s'; SET client_min_messages = 'error'";
 
 /// What became of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

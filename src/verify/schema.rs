@@ -135,7 +135,7 @@ fn describe(found: &Found) -> String {
         text += ", unique";
     }
     if let Some(target) = &found.references {
-        text += &format!(", references {target}");
+        text = format!("{text}, references {target}");
     }
     text
 }

@@ -37,6 +37,8 @@ fn health_says_whether_the_server_lives_and_is_ready(env: &TestEnv) {
     }
     connections_are_used_up(env);
     env.freeze_server();
+    // A signal takes its time.
+    until("a server that stands still", || (env.state() == "unhealthy").then_some(()));
     env.run(&["health"]).exits(4).says("is not running");
     env.run(&["down"]).ok();
     env.run(&["health", "--json"]).exits(4).json_error();

@@ -39,7 +39,7 @@ fn verify(env: &TestEnv) -> Value {
 fn traces(url: &str) -> Vec<String> {
     query(
         url,
-        "SELECT 'class ' || c.oid::regclass || ' ' || c.relkind FROM pg_class c WHERE c.relnamespace::regnamespace::text NOT LIKE 'pg_toast%' \
+        "SELECT 'class ' || c.oid::regclass || ' ' || c.relkind::text FROM pg_class c WHERE c.relnamespace::regnamespace::text NOT LIKE 'pg_toast%' \
          UNION ALL SELECT 'function ' || p.oid::regprocedure FROM pg_proc p WHERE p.pronamespace = 'public'::regnamespace \
          UNION ALL SELECT 'schema ' || nspname FROM pg_namespace WHERE nspname !~ '^pg_(toast_)?temp' \
          UNION ALL SELECT 'database ' || datname FROM pg_database \

@@ -63,11 +63,8 @@ fn write_finding(finding: &Finding, out: &mut dyn Write) -> std::io::Result<()> 
 async fn clean(report: &DoctorReport, session: &Session) -> Result<ExitCode> {
     let output = &session.output;
     if !report.left_over.is_empty() {
-        let listed = report.left_over.iter().map(|left| format!("\n{}", described(left)));
-        let question = format!("Of checkouts that are gone, this is left:{}", listed.collect::<String>());
-        if !output.json {
-            output.note(&question);
-        }
+        let listed: Vec<_> = report.left_over.iter().map(described).collect();
+        output.warning(&format!("of checkouts that are gone, this is left:\n{}", listed.join("\n")));
         output.confirm("Remove all of it, data included?")?;
     }
     let removed = doctor::clean(&session.settings, &report.left_over, &session.events).await?;
@@ -76,8 +73,8 @@ async fn clean(report: &DoctorReport, session: &Session) -> Result<ExitCode> {
 }
 
 fn described(left: &LeftOver) -> String {
-    let parts = left.parts.iter().map(|part| format!("\n    {part}")).collect::<String>();
-    format!("  {} of {}, made in {}{parts}", left.instance, left.project, left.project_dir.display())
+    let parts = left.parts.join("\n    ");
+    format!("  {} of {}, made in {}\n    {parts}", left.instance, left.project, left.project_dir.display())
 }
 
 fn write_removed(removed: &[Removed], out: &mut dyn Write) -> std::io::Result<()> {

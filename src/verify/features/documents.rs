@@ -72,14 +72,14 @@ async fn within_transaction(
     one: &Use,
 ) -> Result<Verdict> {
     // The first names the mark more often, so it ranks higher.
-    let (often, once) = (format!("{mark} {mark} {mark}"), format!("{mark} among other words"));
+    let (often, rarely) = (format!("{mark} {mark} {mark}"), format!("{mark} among other words"));
     let rows = if bench.schema == Schema::TaskFlow {
-        format!("{}; {}", Task::new().insert(mark, "first", &often), Task::new().insert(mark, "second", &once))
+        format!("{}; {}", Task::new().insert(mark, "first", &often), Task::new().insert(mark, "second", &rarely))
     } else {
         let row = |title: &str, text: &str| {
             format!("INSERT INTO tfdev_verify_documents VALUES ('{title}', '{text}', '{{\"{mark}\": \"{title}\"}}')")
         };
-        format!("{STAND_IN}; {}; {}", row("first", &often), row("second", &once))
+        format!("{STAND_IN}; {}; {}", row("first", &often), row("second", &rarely))
     };
     // A table of few rows is read as a whole if that is allowed, whatever indexes there are.
     run(
