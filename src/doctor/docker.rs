@@ -1,6 +1,6 @@
 //! The Docker daemon: whether it answers, and what its machine has.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -36,6 +36,7 @@ pub(super) async fn look(settings: &Settings, has_programs: bool, events: &Event
     } else {
         "there is no PostgreSQL 15 on this machine either, so no server can be run"
     };
+    let begin = Instant::now();
     let connection = match connect(&settings.docker, LIMIT, events).await {
         Ok(connection) => connection,
         Err(error) => {
@@ -49,7 +50,7 @@ pub(super) async fn look(settings: &Settings, has_programs: bool, events: &Event
             connection.server_version, connection.os, connection.arch, connection.api_version, connection.endpoint
         ),
     )];
-    match tokio::time::timeout(LIMIT, more(settings, &connection)).await {
+    match tokio::time::timeout(LIMIT.saturating_sub(begin.elapsed()), more(settings, &connection)).await {
         Ok(Ok(more)) => findings.extend(more),
         Ok(Err(error)) => findings.push(Finding::of(Area::Docker, level, &error, why)),
         Err(_) => {

@@ -6,6 +6,7 @@
 //! `destroy`, which proves by label and marker that the data is this instance's.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -18,6 +19,9 @@ use crate::engine::{self, EngineKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
+
+/// How long it may take to look at one instance, or to list what Docker has.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// How many names a finding tells.
 const TOLD: usize = 5;
@@ -149,6 +153,10 @@ fn destroy_by_hand(instance: &Instance) -> String {
     )
 }
 
+fn no_answer() -> Error {
+    Error::new(ErrorKind::TimedOut, "there was no answer in time")
+}
+
 /// What there is of an instance, in words.
 async fn parts(settings: &Settings, instance: &Instance, events: &Events) -> Vec<String> {
     let settings = for_others(settings);
@@ -157,7 +165,7 @@ async fn parts(settings: &Settings, instance: &Instance, events: &Events) -> Vec
         chosen.engine.observe().await
     };
     let mut words = Vec::new();
-    match look.await {
+    match tokio::time::timeout(LIMIT, look).await.unwrap_or_else(|_| Err(no_answer())) {
         Ok(observed) => {
             words.extend(observed.parts.container.map(|name| format!("container {name} ({})", observed.state)));
             words.extend(observed.parts.volume.map(|name| format!("volume {name}")));
@@ -173,7 +181,7 @@ async fn parts(settings: &Settings, instance: &Instance, events: &Events) -> Vec
 
 /// Containers and volumes with tfdev's labels, of which this user has no record.
 async fn unknown(projects: &[Project], docker: Option<&DockerConnection>) -> Option<Finding> {
-    let things = docker?.things().await.ok()?;
+    let things = tokio::time::timeout(LIMIT, docker?.things()).await.ok()?.ok()?;
     let known = |project: &str, name: &str| {
         projects.iter().any(|known| known.instance.project == project && known.instance.name == name)
     };

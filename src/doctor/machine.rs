@@ -2,6 +2,7 @@
 
 use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 
@@ -13,6 +14,9 @@ use crate::engine::ports;
 use crate::error::{Error, Result};
 use crate::instance::Instance;
 use crate::pg::programs::{Programs, SearchPlaces};
+
+/// How long Docker may take to say who has a port.
+const LIMIT: Duration = Duration::from_millis(500);
 
 /// How far the clock of a file system may be off.
 const CLOCK_TOLERANCE: SignedDuration = SignedDuration::from_secs(10);
@@ -50,7 +54,9 @@ pub(super) async fn ports(
         return vec![if is_own || !fixed { Finding::ok(Area::Ports, what) } else { in_the_way(what, port) }];
     }
     let container = match docker {
-        Some(docker) => docker.publisher(port).await.ok().flatten(),
+        Some(docker) => {
+            tokio::time::timeout(LIMIT, docker.publisher(port)).await.ok().and_then(|found| found.ok().flatten())
+        }
         None => None,
     };
     let who = container.map_or_else(|| "another program".to_owned(), |name| format!("the container `{name}`"));

@@ -286,6 +286,20 @@ mod tests {
         assert!(EMBEDDED.iter().all(|(_, text)| !text.contains('\r')), "built from a checkout with CR LF");
     }
 
+    #[test]
+    fn a_project_may_add_to_the_built_in_schema_and_change_nothing_of_it() {
+        let files: Vec<(&str, Vec<u8>)> =
+            EMBEDDED.iter().map(|(name, text)| (*name, text.replace('\n', "\r\n").into_bytes())).collect();
+        let mut files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_slice())).collect();
+        let has = |files: &[(&str, &[u8])]| Source::folder(folder(files).path()).unwrap().has_built_in();
+        assert!(Source::embedded().has_built_in() && has(&files));
+        files.push(("20270101000000_more.sql", b"SELECT 1;"));
+        assert!(has(&files));
+        assert!(!has(&files[1..]));
+        files[0].1 = b"SELECT 1;";
+        assert!(!has(&files));
+    }
+
     #[tokio::test]
     async fn names_order_marks_and_checksums_are_those_of_sqlx() {
         let folder = folder(&[

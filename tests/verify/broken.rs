@@ -155,7 +155,16 @@ fn triggers_of_the_project_are_respected(env: &TestEnv, superuser: &str) {
         assert!(because(&report, feature).contains("(audit)"));
     }
     assert_eq!(query(superuser, "SELECT count(*) FROM audit"), ["0"]);
-    query(superuser, "DROP TABLE audit; DROP FUNCTION audit() CASCADE");
+    query(
+        superuser,
+        "DROP TABLE audit; DROP FUNCTION audit() CASCADE; \
+         CREATE FUNCTION nothing() RETURNS event_trigger LANGUAGE plpgsql AS $$ BEGIN NULL; END $$; \
+         CREATE EVENT TRIGGER of_the_project ON ddl_command_end EXECUTE FUNCTION nothing()",
+    );
+    let report = verify(env);
+    assert_eq!(report["failed"], 0, "{report}");
+    assert!(because(&report, "WAL logical replication").contains("`of_the_project`"));
+    query(superuser, "DROP EVENT TRIGGER of_the_project; DROP FUNCTION nothing()");
 }
 
 fn privileges_are_missed(env: &TestEnv) {

@@ -43,18 +43,25 @@ async fn impossible(bench: &Bench<'_>, connection: &mut PgConnection) -> Result<
     let what = || "cannot look at what replication needs";
     let profile = &bench.profile;
     let question = "SELECT current_setting('wal_level'), (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user), \
-                    current_user::text, (SELECT min(pubname)::text FROM pg_publication WHERE puballtables)";
+                    current_user::text, (SELECT min(pubname)::text FROM pg_publication WHERE puballtables), \
+                    (SELECT min(evtname)::text FROM pg_event_trigger WHERE evtenabled <> 'D')";
     let row = sqlx::raw_sql(question).fetch_one(&mut *connection).await.or_failed(what)?;
     let level: String = row.try_get(0).or_failed(what)?;
     let may: bool = row.try_get(1).or_failed(what)?;
     let role: String = row.try_get(2).or_failed(what)?;
     let of_all: Option<String> = row.try_get(3).or_failed(what)?;
+    let on_events: Option<String> = row.try_get(4).or_failed(what)?;
     let asked = profile.settings.get("wal_level").map(|setting| setting.value.as_str());
     if level != "logical" && asked == Some(level.as_str()) && profile.base == crate::profile::BuiltIn::Test {
         return Ok(Some(format!("the profile `{}` has wal_level = {level}", profile.name)));
     }
     if !may {
         return Ok(Some(format!("the role `{role}` has no REPLICATION attribute, which a slot needs")));
+    }
+    if let Some(trigger) = on_events {
+        return Ok(Some(format!(
+            "the event trigger `{trigger}` would see a publication made, and what it does would stay"
+        )));
     }
     let triggers = if bench.schema == Schema::TaskFlow { other_triggers(connection).await? } else { Vec::new() };
     if !triggers.is_empty() {
