@@ -44,13 +44,12 @@ impl Snapshots<'_> {
             }
             None => name::free(name::of_time(Timestamp::now()), |name| work.is_taken(name)),
         };
-        let source = work.source().await?;
-        clone::check_obstacles(&mut work.admin.connection, self.database(), false).await?;
         let login = self.server.admin_login();
-        let (mut details, ()) = tokio::try_join!(
-            details::read(&login, self.database(), self.options.timeout),
-            work.make_room(source.size, None)
-        )?;
+        let details = details::read(&login, self.database(), self.options.timeout);
+        let (details, source) = tokio::join!(details, work.source_with_room());
+        // What stands in the way says more than a login that failed.
+        let source = source?;
+        let mut details = details?;
         (details.git_branch, details.git_commit) = git;
         let new = NewRow { name: Some(name), note: note.map(str::to_owned), details, ..NewRow::of(Kind::Snapshot) };
         let row = registry::insert(&mut work.admin.connection, self.database(), &new, Stage::Building).await?;
@@ -78,6 +77,14 @@ impl Work<'_> {
         })?;
         self.on.server.project_marker(&mut self.admin.connection, self.on.record).await?;
         Ok(found)
+    }
+
+    /// The same, once nothing forbids a copy of it and the copy fits.
+    async fn source_with_room(&mut self) -> Result<clone::Database> {
+        let source = self.source().await?;
+        clone::check_obstacles(&mut self.admin.connection, self.on.database(), false).await?;
+        self.make_room(source.size, None).await?;
+        Ok(source)
     }
 
     async fn make_snapshot(&mut self, row: &Row, source: clone::Database) -> Result<()> {

@@ -180,12 +180,7 @@ impl Work<'_> {
         let login = self.on.server.admin_login();
         let (found, present) =
             tokio::try_join!(details::read(&login, &copy.database, self.on.options.timeout), self.present())?;
-        let expected = &parent.details;
-        let comparable = expected.fingerprint.is_some() && expected.server_version == found.server_version;
-        if comparable && expected.fingerprint != found.fingerprint {
-            return Err(Error::failed(format!("the copy of {} is not what it was when it was made", parent.title()))
-                .hint("nothing was changed; try again, and if it stays like this the snapshot is damaged"));
-        }
+        self.check_copy(parent, &found).await?;
         fault::point("snapshot.restore.checked").await;
         let database = clone::find(&mut self.admin.connection, &copy.database).await?;
         let database = database.ok_or_else(|| Error::failed("the copy is gone"))?;
@@ -202,5 +197,35 @@ impl Work<'_> {
             self.on.events.warning(format!("the roles {roles} are gone, so their rights and settings are left out"));
         }
         Ok(present)
+    }
+
+    /// Fails if a copy of `parent`, of which `found` was read, is not what `parent` is.
+    async fn check_copy(&mut self, parent: &Row, found: &registry::Details) -> Result<()> {
+        let expected = &parent.details;
+        let comparable = expected.fingerprint.is_some() && expected.server_version == found.server_version;
+        if !comparable || expected.fingerprint == found.fingerprint {
+            return Ok(());
+        }
+        // The note was made while others could change the schema, just before the state was kept. So what counts is the
+        // state itself, which is looked at only then.
+        let actual = self.details_of_closed(parent).await?;
+        if actual.fingerprint != found.fingerprint {
+            return Err(Error::failed(format!("the copy of {} is not what it was when it was made", parent.title()))
+                .hint("nothing was changed; try again, and if it stays like this the snapshot is damaged"));
+        }
+        registry::set_details(&mut self.admin.connection, parent.id, &actual).await
+    }
+
+    /// Reads what can be told of a kept state, in which nobody can be.
+    async fn details_of_closed(&mut self, row: &Row) -> Result<registry::Details> {
+        let name = crate::pg::quote::identifier(&row.database)?;
+        let allow = |allowed: bool| format!("ALTER DATABASE {name} WITH ALLOW_CONNECTIONS {allowed}");
+        self.admin.run(allow(true), "open a kept state").await?;
+        let details = details::read(&self.on.server.admin_login(), &row.database, self.on.options.timeout).await;
+        self.admin.run(allow(false), "close a kept state").await?;
+        if let Some(database) = clone::find(&mut self.admin.connection, &row.database).await? {
+            clone::close_sessions(&mut self.admin.connection, database.oid).await?;
+        }
+        details
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Work<'a> {
     drops: Vec<Row>,
     /// The room that is left by the copies of this change, if it was measured.
     room: Option<Room>,
+    /// A session for what the server is to do when we are gone, opened while something else was waited for.
+    spare: Option<Admin>,
 }
 
 impl<'a> Work<'a> {
@@ -43,7 +45,7 @@ impl<'a> Work<'a> {
         registry::lock(&mut admin, on.options.timeout, on.events).await?;
         fault::point("snapshot.locked").await;
         registry::create(&mut admin.connection).await?;
-        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None };
+        let mut work = Self { on, admin, helper, rows: Vec::new(), drops: Vec::new(), room: None, spare: None };
         work.reload().await?;
         work.sweep().await?;
         work.sweep_transfers().await?;
@@ -149,8 +151,9 @@ impl<'a> Work<'a> {
         let statement = clone::copy_statement(database, &row.database, strategy, false)?;
         let mut closed = clone::close_sessions(&mut self.admin.connection, source.oid).await?;
         fault::point("snapshot.create.closing").await;
-        let copied =
-            clone::run_without_sessions(&mut self.helper, &mut self.admin.connection, source.oid, statement).await;
+        let copying = clone::run_without_sessions(&mut self.helper, &mut self.admin.connection, source.oid, statement);
+        let (copied, spare) = tokio::join!(copying, open_spare(self.on));
+        self.spare = spare;
         closed.extend(copied.map_err(|error| copy_failed(database, error))?);
         self.tell_closed(&closed);
         self.unlock_rows().await
@@ -162,7 +165,9 @@ impl<'a> Work<'a> {
         registry::lock_row(&mut self.helper.connection, row.id).await?;
         let strategy = Strategy::for_size(source.details.size);
         let statement = AssertSqlSafe(clone::copy_statement(&source.database, &row.database, strategy, false)?);
-        let copied = sqlx::raw_sql(statement).execute(&mut self.helper.connection).await;
+        let copying = sqlx::raw_sql(statement).execute(&mut self.helper.connection);
+        let (copied, spare) = tokio::join!(copying, open_spare(self.on));
+        self.spare = spare;
         copied.map_err(|error| copy_failed(&source.title(), error))?;
         self.unlock_rows().await
     }
@@ -268,15 +273,18 @@ impl<'a> Work<'a> {
                 self.on.events.detail(format!("{} is not removed yet: {error}", row.title()));
             }
         }
-        crate::provision::close(self.helper.connection).await;
-        crate::provision::close(self.admin.connection).await;
+        for session in [Some(self.helper), self.spare, Some(self.admin)].into_iter().flatten() {
+            crate::provision::close(session.connection).await;
+        }
     }
 
     /// Sends a statement for the database of the row `id` in a session of its own, and leaves it to the server once it is
     /// at work. It goes on when this process is gone; only one statement can be left behind like that.
     async fn in_background(&mut self, id: i64, statement: String) -> Result<()> {
-        let login = Login { application_name: "tfdev background".to_owned(), ..self.on.server.admin_login() };
-        let mut session = Admin::open(&login, self.on.options.timeout).await?;
+        let mut session = match self.spare.take() {
+            Some(session) => session,
+            None => Admin::open(&background_login(self.on), self.on.options.timeout).await?,
+        };
         registry::lock_row(&mut session.connection, id).await?;
         session.run("SET client_connection_check_interval = 0".to_owned(), "set up a session").await?;
         let work = sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(&mut session.connection);
@@ -294,6 +302,18 @@ impl Row {
     fn is_named(&self) -> bool {
         matches!(self.kind, Kind::Snapshot | Kind::Auto)
     }
+}
+
+fn background_login(on: &Snapshots<'_>) -> Login {
+    Login { application_name: "tfdev background".to_owned(), ..on.server.admin_login() }
+}
+
+/// A session for a ready copy, if there are to be any. One that cannot be opened now is tried again when it is needed.
+async fn open_spare(on: &Snapshots<'_>) -> Option<Admin> {
+    if !on.options.standby {
+        return None;
+    }
+    Admin::open(&background_login(on), on.options.timeout).await.ok()
 }
 
 fn drop_statement(row: &Row) -> Result<String> {

@@ -77,7 +77,7 @@ fn a_daemon_that_cannot_be_used_is_told_with_the_way_out_and_in_time() {
     assert_eq!(docker[0]["level"], if has_programs { "warning" } else { "problem" });
 }
 
-on_every_engine!(@of_ours_alone what_a_checkout_that_is_gone_has_left_is_listed_and_cleaned_away);
+on_every_engine!(@of_ours_by_one_user what_a_checkout_that_is_gone_has_left_is_listed_and_cleaned_away);
 
 fn what_a_checkout_that_is_gone_has_left_is_listed_and_cleaned_away(env: &TestEnv) {
     env.up();

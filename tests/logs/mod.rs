@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Session, TestEnv, on_every_engine, query, try_query, until};
 
-on_every_engine!(@of_ours_alone the_log_tells_what_is_slow_what_failed_and_what_was_run);
+on_every_engine!(@of_ours_by_one_user the_log_tells_what_is_slow_what_failed_and_what_was_run);
 
 /// `logs -f --json` with more arguments, which is ended with the test.
 struct Follower {

@@ -10,7 +10,7 @@ use tfdev::engine::ports;
 use tfdev::instance::Instance;
 
 use super::{Native, is_root, shell, skip};
-use crate::support::{finish, start, until};
+use crate::support::{finish, one, query, start, until};
 
 /// A file system of its own, which is gone with the test.
 struct Disk(PathBuf);
@@ -32,6 +32,11 @@ impl Disk {
             return None;
         }
         Some(Self(path))
+    }
+
+    /// Megabytes that are taken.
+    fn used(&self) -> u32 {
+        shell(&format!("df -m --output=used {} | tail -n 1", self.0.display())).trim().parse().unwrap()
     }
 
     fn resize(&self, megabytes: u32) {
@@ -75,6 +80,38 @@ fn a_full_disk_is_told_leaves_nothing_half_made_and_hinders_nothing_once_there_i
     assert_eq!(native.up()["created"], json!(true));
     assert_eq!(native.tasks(), "50");
     native.destroy();
+}
+
+#[test]
+fn a_disk_that_fills_up_in_mid_copy_costs_the_copy_and_nothing_else() {
+    let Some(native) = Native::ordinary() else { return };
+    let Some(disk) = Disk::mount(native.env.state_dir(), 1000) else { return };
+    native.up();
+    // Copied through the WAL, and then, with this, file by file.
+    for (fill, room) in [
+        ("CREATE TABLE bulk ()", 4),
+        ("INSERT INTO bulk_rows SELECT repeat(md5(g::text), 60) FROM generate_series(1, 60000) g", 40),
+    ] {
+        query(&native.url(), "CREATE TABLE IF NOT EXISTS bulk_rows (text text)");
+        query(&native.url(), fill);
+        let rows = one(&native.url(), "SELECT count(*) FROM bulk_rows");
+        let pause = native.env.project.join("pause");
+        let mut create = native.command(&["snapshot", "create", "full"]);
+        create.env("TFDEV_FAULT_POINT", format!("snapshot.create.intent=pause:{}", pause.display()));
+        let create = start(create);
+        until("the intent", || pause.exists().then_some(()));
+        disk.resize(disk.used() + room);
+        std::fs::remove_file(&pause).unwrap();
+        finish(create).says("disk is full");
+        disk.resize(1000);
+        // A server that could not write its log has ended, and comes back whole.
+        native.up();
+        assert_eq!((native.tasks(), one(&native.url(), "SELECT count(*) FROM bulk_rows")), ("50".to_owned(), rows));
+        native.run(&["snapshot", "create", "after"]).ok();
+        let list = native.run(&["snapshot", "list", "--json"]).ok().json();
+        assert_eq!((&list["snapshots"].as_array().unwrap().len(), &list["left_overs"]), (&1, &json!([])));
+        native.run(&["snapshot", "delete", "after"]).ok();
+    }
 }
 
 #[test]

@@ -10,14 +10,15 @@ use tfdev::fault::POINTS;
 use super::{change, rows, snapshot, superuser, wait_for_order};
 use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, one, process, start, until};
 
-on_every_engine!(
-    tfdev_is_killed_at_every_point_of_a_create,
-    tfdev_is_killed_at_every_point_of_a_restore,
-    tfdev_is_killed_at_every_point_of_a_rename_and_a_delete,
-    tfdev_is_killed_at_every_point_of_a_reset,
-    its_sessions_are_ended_at_every_point_of_a_change,
-    the_server_is_killed_at_every_point_of_a_change,
-    tfdev_is_killed_at_random_moments,
+// Each takes a minute, and what a kill leaves is the server's, whoever runs tfdev.
+on_every_engine!(@by_one_user
+    tfdev_is_killed_at_every_point_of_a_create
+    tfdev_is_killed_at_every_point_of_a_restore
+    tfdev_is_killed_at_every_point_of_a_rename_and_a_delete
+    tfdev_is_killed_at_every_point_of_a_reset
+    its_sessions_are_ended_at_every_point_of_a_change
+    the_server_is_killed_at_every_point_of_a_change
+    tfdev_is_killed_at_random_moments
 );
 
 /// A command that comes by a point, with the configuration that it needs.
@@ -269,5 +270,39 @@ fn tfdev_is_killed_at_random_moments(env: &TestEnv) {
         let _ = running.child.kill();
         drop(finish(running));
         check(env, &states, &kept, &format!("round {round}: {:?} after {delay:?}", scene.command));
+    }
+}
+
+/// One process of the server, not all of it. Someone else's server is killed in just this way above.
+mod processes {
+    use super::*;
+
+    on_every_engine!(@of_ours_by_one_user a_process_of_the_server_is_killed_at_every_point_of_a_change);
+
+    /// `kill -9` of what does tfdev's work in the server, after which the server starts itself again.
+    fn a_process_of_the_server_is_killed_at_every_point_of_a_change(env: &TestEnv) {
+        harm_at_points(
+            env,
+            |env| {
+                let container = (env.engine() == TestEngine::Docker).then(|| env.container_name());
+                let mut session = Session::open(&superuser(env, "postgres"));
+                Box::new(move || {
+                    let newest = "SELECT pid FROM pg_stat_get_activity(NULL) WHERE application_name LIKE 'tfdev%' \
+                                  ORDER BY backend_start DESC LIMIT 1";
+                    let pid = session.number(newest);
+                    match container {
+                        Some(name) => drop(crate::support::docker::docker(&[
+                            "exec",
+                            &name,
+                            "sh",
+                            "-c",
+                            &format!("kill -9 {pid}"),
+                        ])),
+                        None => process::kill(u32::try_from(pid).unwrap(), "KILL"),
+                    }
+                })
+            },
+            |_| {},
+        );
     }
 }

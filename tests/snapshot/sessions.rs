@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
 
-use super::{rows, snapshot, wait_for_order};
-use crate::support::{Session, TestEnv, on_every_engine};
+use super::{automatic, rows, snapshot, wait_for_order};
+use crate::support::{Session, TestEnv, finish, on_every_engine, one, query, start, until};
 
 on_every_engine!(
     a_pool_that_reconnects_in_a_tight_loop_is_never_refused_a_login,
     an_open_transaction_is_closed_and_told,
+    a_schema_that_changes_just_before_it_is_kept_comes_back,
 );
 
 /// How many programs try to log in without a pause.
@@ -100,4 +101,37 @@ fn an_open_transaction_is_closed_and_told(env: &TestEnv) {
     let before = rows(env);
     env.run(&["snapshot", "create", "a"]).ok().says("Closed 1 session of `shop` in `taskflow`");
     assert_eq!(rows(env), before, "what was not committed is not there");
+}
+
+/// What is noted of a schema is read before the sessions of those who may change it are closed.
+fn a_schema_that_changes_just_before_it_is_kept_comes_back(env: &TestEnv) {
+    env.up();
+    let pause = env.project.join("pause");
+    let change_at = |point: &str, arguments: &[&str], column: &str| {
+        let mut command = env.command(arguments);
+        command.env("TFDEV_FAULT_POINT", format!("{point}=pause:{}", pause.display()));
+        let running = start(command);
+        until(point, || pause.exists().then_some(()));
+        query(&env.url(), &format!("ALTER TABLE tasks ADD COLUMN {column} int"));
+        std::fs::remove_file(&pause).unwrap();
+        finish(running).ok();
+    };
+    let columns = || {
+        one(
+            &env.url(),
+            "SELECT string_agg(attname, ' ' ORDER BY attnum) FROM pg_attribute WHERE attrelid = 'tasks'::regclass AND attname ~ '^late'",
+        )
+    };
+    change_at("snapshot.create.intent", &["snapshot", "create", "kept"], "late_for_kept");
+    change_at("snapshot.restore.prepared", &["snapshot", "restore", "kept"], "late_for_auto");
+    assert_eq!(columns(), "late_for_kept");
+    let auto = automatic(env).remove(0);
+    // Once by a look at the state itself, and once by the note, which was set right then.
+    for (name, expected) in
+        [(auto.as_str(), "late_for_kept late_for_auto"), ("kept", "late_for_kept"), ("kept", "late_for_kept")]
+    {
+        snapshot(env, &["restore", name]);
+        assert_eq!(columns(), expected, "{name}");
+    }
+    wait_for_order(env);
 }

@@ -226,7 +226,8 @@ pub(crate) fn run_on(engine: TestEngine, case: fn(&TestEnv)) {
 }
 
 /// Makes of each case, a function that takes a [`TestEnv`], one test for each engine, in a module with its name; with
-/// `@of_ours` for those engines alone that run the server, and with `@of_ours_alone` for Docker and whoever runs the tests.
+/// `@of_ours` for those engines alone that run the server, and with `@by_one_user` without the ordinary user, where it makes
+/// no difference who runs tfdev.
 macro_rules! on_every_engine {
     (@each $module:ident $engine:ident: $($case:ident)+) => {
         mod $module {
@@ -238,14 +239,18 @@ macro_rules! on_every_engine {
             )+
         }
     };
-    (@of_ours_alone $($case:ident),+ $(,)?) => {
-        on_every_engine!(@each docker Docker: $($case)+);
-        on_every_engine!(@each native Native: $($case)+);
-    };
     (@of_ours $($case:ident)+) => {
         on_every_engine!(@each docker Docker: $($case)+);
         on_every_engine!(@each native Native: $($case)+);
         on_every_engine!(@each native_user NativeUser: $($case)+);
+    };
+    (@of_ours_by_one_user $($case:ident)+) => {
+        on_every_engine!(@each docker Docker: $($case)+);
+        on_every_engine!(@each native Native: $($case)+);
+    };
+    (@by_one_user $($case:ident)+) => {
+        on_every_engine!(@of_ours_by_one_user $($case)+);
+        on_every_engine!(@each external External: $($case)+);
     };
     ($($case:ident),+ $(,)?) => {
         on_every_engine!(@of_ours $($case)+);

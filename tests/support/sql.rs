@@ -51,4 +51,11 @@ impl Session {
         let statements = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut self.connection);
         self.runtime.block_on(statements).unwrap();
     }
+
+    /// The one number that a query gives.
+    pub(crate) fn number(&mut self, sql: &str) -> i64 {
+        let row = sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).fetch_one(&mut self.connection);
+        let row = self.runtime.block_on(row).unwrap();
+        row.try_get_raw(0).unwrap().as_str().unwrap().parse().unwrap()
+    }
 }

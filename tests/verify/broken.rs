@@ -9,7 +9,7 @@ use crate::support::docker::docker as run_docker;
 use crate::support::native::{data, limit_memory, pid};
 use crate::support::{Session, TestEngine, TestEnv, on_every_engine, query};
 
-on_every_engine!(@of_ours_alone each_row_fails_when_its_promise_is_broken);
+on_every_engine!(@of_ours_by_one_user each_row_fails_when_its_promise_is_broken);
 
 /// What is broken, the row that must fail, and what it must say.
 struct Break {
