@@ -154,6 +154,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         id,
         engine: engine.as_ref(),
         server: &server,
+        stored: request.spec.stored,
         must_flush: request.spec.data == DataPlacement::Volume && (started.created || !record.initialised),
         image_changed: record.image_id.as_ref().is_some_and(|id| *id != source.id),
         events,
@@ -200,7 +201,14 @@ fn spec(
     source: &engine::Source,
 ) -> Result<(ServerSpec, Option<ServerCertificate>)> {
     let spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
-    let Some(host) = engine.certificate_host().filter(|_| inputs.profile.ssl) else { return Ok((spec, None)) };
+    // None for a server that is someone else's.
+    let Some(host) = engine.certificate_host() else { return Ok((spec, None)) };
+    if inputs.profile.has_short_logins() {
+        return Ok((spec.with_short_logins(), None));
+    }
+    if !inputs.profile.ssl {
+        return Ok((spec, None));
+    }
     let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
     Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
 }
