@@ -12,6 +12,7 @@ pub mod scram;
 #[cfg(test)]
 pub(crate) mod test_server;
 pub mod url;
+pub(crate) mod wal;
 
 use sqlx::{PgConnection, Row};
 
