@@ -200,6 +200,8 @@ pub struct FreshSettings {
     pub max_databases: Setting<u64>,
     /// Whether the database of a failed test is kept.
     pub keep_on_failure: Setting<bool>,
+    /// After how many seconds without use the server for tests is stopped; 0 means never.
+    pub idle_stop_seconds: Setting<u64>,
 }
 
 /// The `[backup]` section.

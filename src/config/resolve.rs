@@ -133,6 +133,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         fresh: FreshSettings {
             max_databases: number("fresh.max_databases"),
             keep_on_failure: truth("fresh.keep_on_failure"),
+            idle_stop_seconds: number("fresh.idle_stop"),
         },
         backup: BackupSettings {
             store: optional("backup.store"),

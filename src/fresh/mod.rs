@@ -9,6 +9,7 @@
 //! reap       what else was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
 //! holder     a process that holds a lease for a shell
+//! idle       stops the server when nobody uses it
 //! session    logging in where connections are few
 //! ```
 //!
@@ -48,6 +49,7 @@ mod guard;
 #[cfg(unix)]
 pub mod holder;
 mod home;
+pub mod idle;
 mod keeper;
 mod pool;
 mod reap;
@@ -60,7 +62,7 @@ mod untouched;
 #[cfg(test)]
 mod untouched_tests;
 
-pub use config::{FreshConfig, TEST_INSTANCE, of_running, open};
+pub use config::{FreshConfig, TEST_INSTANCE, lease, of_running, open};
 pub use guard::Fresh;
 pub use home::holder_name;
 pub use pool::{Lease, Options, Pool};
