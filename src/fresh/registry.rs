@@ -180,6 +180,17 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
         .or_failed(|| "cannot make the list of fresh databases in the server")
 }
 
+/// The names of all databases that tfdev made here for tests, templates among them.
+pub(crate) async fn databases(connection: &mut PgConnection) -> Result<Vec<String>> {
+    if version(connection).await?.is_none() {
+        return Ok(Vec::new());
+    }
+    let question = "SELECT database FROM tfdev.fresh_database \
+                    UNION SELECT database FROM tfdev.fresh_template WHERE database IS NOT NULL";
+    let names = sqlx::query_scalar(question).fetch_all(connection).await;
+    names.or_failed(|| "cannot read the list of fresh databases")
+}
+
 /// All fresh databases of the project's database `source`, oldest first; none if there is no table.
 pub(super) async fn list(connection: &mut PgConnection, source: &str) -> Result<Vec<FreshDatabase>> {
     if version(connection).await?.is_none() {

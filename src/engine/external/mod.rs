@@ -196,7 +196,7 @@ impl ExternalEngine {
         Ok(made)
     }
 
-    /// The databases that the instance's registry names: snapshots and what belongs to them. Whatever the server is still
+    /// The databases that the instance's registry names: snapshots, what belongs to them, and fresh databases. Whatever the server is still
     /// making or dropping of these ends first.
     async fn listed(&self, registry: &str) -> Result<Vec<String>> {
         let mut session = self.open(&[registry]).await?;
@@ -209,7 +209,8 @@ impl ExternalEngine {
         if let Some(found) = clone::find(&mut session.connection, registry).await? {
             clone::close_sessions(&mut session.connection, found.oid).await?;
         }
-        let listed = registry::databases(&mut session.connection).await?;
+        let mut listed = registry::databases(&mut session.connection).await?;
+        listed.extend(crate::fresh::registry::databases(&mut session.connection).await?);
         close(session.connection).await;
         Ok(listed)
     }
