@@ -7,6 +7,7 @@
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
 //! reap       what was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
+//! clients    what a service needs whose clients fill templates and forget to give back
 //! holder     a process that holds a lease for a shell
 //! session    logging in where connections are few
 //! ```
@@ -28,12 +29,14 @@
 //! - What a dead process had is removed by the next one that comes, and nothing else.
 //! - Nobody is refused because the server has few connections or the pool is at its bound: who comes too late waits.
 
+mod clients;
 mod config;
 mod guard;
 #[cfg(unix)]
 pub mod holder;
 mod home;
 mod keeper;
+mod lifetime;
 mod pool;
 mod reap;
 pub mod registry;
@@ -42,11 +45,14 @@ mod template;
 #[cfg(test)]
 mod tests;
 
+pub use clients::TemplateState;
 pub use config::{FreshConfig, TEST_INSTANCE, of_running, open};
 pub use guard::Fresh;
 pub use home::holder_name;
+pub use lifetime::read_lifetime;
 pub use pool::{Lease, Options, Pool};
 pub use registry::{FreshDatabase, Stage};
+pub use session::is_lost;
 pub use template::{Begun, Draft, Recipe, Template, TemplateFunction, TemplateFunctionError};
 
 use crate::error::Result;
