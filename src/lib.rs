@@ -19,6 +19,7 @@
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
+//! - `serve` hands the same databases out over HTTP, as IntegreSQL does (feature `server`).
 //! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
 //! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
@@ -49,6 +50,8 @@ pub mod profile;
 pub mod provision;
 pub mod psql;
 pub mod seed;
+#[cfg(feature = "server")]
+pub mod serve;
 pub mod server;
 #[cfg(test)]
 #[path = "../tests/support/skipped.rs"]

@@ -17,6 +17,8 @@ pub(super) mod migrate;
 pub(super) mod psql;
 pub(super) mod reset;
 pub(super) mod seed;
+#[cfg(all(unix, feature = "server"))]
+pub(super) mod serve;
 pub(super) mod snapshot;
 pub(super) mod status;
 #[cfg(unix)]
@@ -51,6 +53,8 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Fresh(command) => fresh::run(command, session).await?,
         #[cfg(unix)]
         Command::Test(command) => return test::run(command, session).await,
+        #[cfg(all(unix, feature = "server"))]
+        Command::Serve(command) => serve::run(&command, session).await?,
         Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
