@@ -4,7 +4,10 @@
 //! The library is measured in a process of its own, which finds the server by its variables as any test does. Both sides of
 //! a row take turns on the same server. The baseline's template is a plain one: migrated, and left as migrations leave it.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
@@ -86,6 +89,7 @@ pub(crate) fn fresh(world: &World) -> Outcome<Vec<Measurement>> {
         }
         measurements.push(measurement);
     }
+    measurements.push(hand_out_over_http(world)?);
     Ok(measurements)
 }
 
@@ -100,6 +104,57 @@ impl Figures {
             figures.push(figure.into());
         }
     }
+}
+
+/// Hand-outs by `tfdev serve` out of a warm pool, over one connection that stays open, as clients keep theirs.
+fn hand_out_over_http(world: &World) -> Outcome<Measurement> {
+    let mut measurement = Measurement::new("hand-out, HTTP, p50", "ms", Target::AtMost(2.0));
+    let mut serve = world.without_settings(env!("CARGO_BIN_EXE_tfdev"));
+    serve.args(["serve", "--json", "--listen", "127.0.0.1:0"]).stdout(Stdio::piped());
+    let mut service = serve.spawn()?;
+    let taken = take_over_http(&mut service, &mut measurement);
+    // What it handed out goes with it.
+    service.kill()?;
+    service.wait()?;
+    taken.map(|()| measurement)
+}
+
+fn take_over_http(service: &mut Child, measurement: &mut Measurement) -> Outcome<()> {
+    let mut line = String::new();
+    BufReader::new(service.stdout.take().ok_or("no standard output")?).read_line(&mut line)?;
+    let told: Value = serde_json::from_str(&line)?;
+    let address = told["url"].as_str().and_then(|url| url.strip_prefix("http://")).ok_or("the service named no URL")?;
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_nodelay(true)?;
+    let mut call = |method: &str, path: &str| -> Outcome<String> {
+        stream.write_all(
+            format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nContent-Length: 0\r\n\r\n").as_bytes(),
+        )?;
+        let (mut answer, mut bytes) = (Vec::new(), [0; 4096]);
+        loop {
+            let length = stream.read(&mut bytes)?;
+            answer.extend_from_slice(&bytes[..length]);
+            let text = std::str::from_utf8(&answer)?;
+            // The body is one JSON object, or there is none.
+            if length == 0 || text.ends_with('}') || (text.starts_with("HTTP/1.1 204") && text.ends_with("\r\n\r\n")) {
+                return Ok(text.split_once("\r\n\r\n").ok_or("no answer")?.1.to_owned());
+            }
+        }
+    };
+    for number in 0..HAND_OUTS + 3 {
+        std::thread::sleep(PAUSE);
+        let begin = Instant::now();
+        let lease = call("GET", "/fresh")?;
+        let elapsed = begin.elapsed();
+        let lease: Value = serde_json::from_str(&lease)?;
+        let id = lease["id"].as_str().ok_or("the service handed out nothing")?;
+        call("DELETE", &format!("/leases/{id}"))?;
+        // The first ones are made while they are waited for.
+        if number >= 3 {
+            measurement.tfdev.push_milliseconds(elapsed);
+        }
+    }
+    Ok(())
 }
 
 /// Is the suite: prints its figures as JSON.

@@ -21,6 +21,7 @@
 //!   promises; [`doctor`] looks at the machine and says how to mend it; [`server_log`] understands what the server wrote.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
+//! - `serve` hands the same databases out over HTTP, as IntegreSQL does (feature `server`).
 //! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
 //! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
@@ -53,6 +54,8 @@ pub mod profile;
 pub mod provision;
 pub mod psql;
 pub mod seed;
+#[cfg(feature = "server")]
+pub mod serve;
 pub mod server;
 pub mod server_log;
 #[cfg(test)]

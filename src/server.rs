@@ -122,7 +122,7 @@ impl Server {
     }
 
     /// The parameters of libpq that make it encrypt and check who answers; none for a server without TLS.
-    fn tls_parameters(&self) -> Vec<(&'static str, String)> {
+    pub(crate) fn tls_parameters(&self) -> Vec<(&'static str, String)> {
         match &self.tls {
             Tls::Disable => Vec::new(),
             Tls::VerifyFull { root_cert } => {

@@ -10,6 +10,7 @@
 //! - `native` is what only the native engine has, and `external` what a server of someone else has.
 //! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
+//! - `serve` is fresh databases over HTTP, with raw calls and with the published client of IntegreSQL.
 //! - `snapshot` is about snapshots, restore and reset, kills at every point included.
 //! - `skipped` tells the tests that did not run here, by name.
 //!
@@ -36,6 +37,8 @@ mod native;
 mod readme;
 #[cfg(target_os = "linux")]
 mod remote;
+#[cfg(unix)]
+mod serve;
 mod skipped;
 #[cfg(unix)]
 mod snapshot;

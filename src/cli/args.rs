@@ -3,6 +3,8 @@
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
+#[cfg(all(unix, feature = "server"))]
+use super::commands::serve;
 use super::commands::{
     completions, compose, config as config_command, destroy, doctor, down, env, health, hooks, image, init, logs, man,
     migrate, psql, reset, seed, snapshot, status, up, url, verify,
@@ -37,7 +39,7 @@ pub struct Global {
     /// The project's folder [default: the nearest one with a tfdev.toml, else the checkout's root]
     #[arg(long, global = true, value_name = "DIR", env = "TFDEV_PROJECT_DIR", hide_env = true)]
     pub project_dir: Option<String>,
-    /// The instance to work on: `dev`, `test` or another name [default: dev, or test for `fresh` and `test`]
+    /// The instance to work on: `dev`, `test` or another name [default: dev, or test for `fresh`, `test` and `serve`]
     #[arg(long, global = true, value_name = "NAME", env = "TFDEV_INSTANCE", hide_env = true)]
     pub instance: Option<String>,
     /// What runs the server [default: auto]
@@ -112,6 +114,9 @@ pub enum Command {
     /// Run a test command with a database of its own
     #[cfg(unix)]
     Test(test::Test),
+    /// Hand out fresh databases over HTTP
+    #[cfg(all(unix, feature = "server"))]
+    Serve(serve::Serve),
     /// Keep one database state for each branch, by a git hook
     Hooks(hooks::Hooks),
     /// Say whether the server lives and is ready
@@ -149,12 +154,14 @@ impl Command {
         matches!(self, Self::Doctor(_))
     }
 
-    /// Whether the command passes Ctrl-C on to a program of its own.
+    /// Whether the command itself says what Ctrl-C does: passes it on to a program of its own, or ends in order.
     pub(super) fn handles_interrupts(&self) -> bool {
         match self {
             Self::Psql(_) => true,
             #[cfg(unix)]
             Self::Test(_) => true,
+            #[cfg(all(unix, feature = "server"))]
+            Self::Serve(_) => true,
             _ => false,
         }
     }
@@ -164,6 +171,8 @@ impl Command {
         match self {
             #[cfg(unix)]
             Self::Fresh(_) | Self::Test(_) => true,
+            #[cfg(all(unix, feature = "server"))]
+            Self::Serve(_) => true,
             _ => false,
         }
     }

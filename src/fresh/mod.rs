@@ -8,6 +8,7 @@
 //! untouched  what was given back and is proven to be as it was goes back into the pool
 //! reap       what else was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
+//! clients    what a service needs whose clients fill templates and forget to give back
 //! holder     a process that holds a lease for a shell
 //! idle       stops the server when nobody uses it
 //! session    logging in where connections are few
@@ -44,6 +45,7 @@
 //! - What a dead process had is removed by the next one that comes, and nothing else.
 //! - Nobody is refused because the server has few connections or the pool is at its bound: who comes too late waits.
 
+mod clients;
 mod config;
 mod guard;
 #[cfg(unix)]
@@ -51,6 +53,7 @@ pub mod holder;
 mod home;
 pub mod idle;
 mod keeper;
+mod lifetime;
 mod pool;
 mod reap;
 pub mod registry;
@@ -62,11 +65,14 @@ mod untouched;
 #[cfg(test)]
 mod untouched_tests;
 
+pub use clients::TemplateState;
 pub use config::{FreshConfig, TEST_INSTANCE, lease, of_running, open};
 pub use guard::Fresh;
 pub use home::holder_name;
+pub use lifetime::read_lifetime;
 pub use pool::{Lease, Options, Pool};
 pub use registry::{FreshDatabase, Stage};
+pub use session::is_lost;
 pub use template::{Begun, Draft, Recipe, Template, TemplateFunction, TemplateFunctionError};
 
 use crate::error::Result;

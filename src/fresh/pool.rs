@@ -238,20 +238,26 @@ impl Pool {
     /// # Errors
     /// [`ErrorKind::TimedOut`] if none came free in time, [`ErrorKind::NotFound`] if the template is gone.
     pub async fn take(&self, template: &Template) -> Result<Lease> {
-        let deadline = Instant::now() + self.options().timeout;
+        self.take_by(template, Instant::now() + self.options().timeout).await
+    }
+
+    /// As [`Pool::take`], and gives up at `deadline`. What is begun must be awaited: a database that was just handed out
+    /// would else be nobody's.
+    pub async fn take_by(&self, template: &Template, deadline: Instant) -> Result<Lease> {
+        let begin = Instant::now();
         let _turn = self.queue().await?;
         if let Some(lease) = self.attempt(template, deadline).await? {
             return Ok(lease);
         }
         let Ok(_place) = tokio::time::timeout_at(deadline.into(), self.0.line.lock()).await else {
-            return Err(self.none_came_free(deadline).await);
+            return Err(self.none_came_free(begin, deadline).await);
         };
         loop {
             if let Some(lease) = self.attempt(template, deadline).await? {
                 return Ok(lease);
             }
             if Instant::now() >= deadline {
-                return Err(self.none_came_free(deadline).await);
+                return Err(self.none_came_free(begin, deadline).await);
             }
             // What is given back by another process is found by looking.
             let _ = tokio::time::timeout(LOOK_EVERY, self.0.news.notified()).await;
@@ -365,7 +371,7 @@ impl Pool {
     }
 
     /// The condition that all rows leave room for one more copy of the template.
-    fn room_for(&self, template: &Template) -> String {
+    pub(super) fn room_for(&self, template: &Template) -> String {
         let (options, size) = (self.options(), template.size_bytes);
         format!(
             "count(*) < {} AND coalesce(sum(size), 0) + {size} <= greatest({}, {size})",
@@ -501,8 +507,9 @@ impl Pool {
     }
 
     /// The error for a time limit that passed.
-    async fn none_came_free(&self, deadline: Instant) -> Error {
-        let message = format!("no fresh database came free within {} s", self.options().timeout.as_secs());
+    async fn none_came_free(&self, begin: Instant, deadline: Instant) -> Error {
+        let waited = deadline.saturating_duration_since(begin).as_secs_f64().round();
+        let message = format!("no fresh database came free within {waited} s");
         let error = Error::new(ErrorKind::TimedOut, message);
         // A last look, for which there may be no connection.
         let limit = deadline.max(Instant::now()) + Duration::from_secs(5);

@@ -58,7 +58,7 @@ fn is_passing(error: &LoginError) -> bool {
 }
 
 /// Whether the session in which this happened is gone, and another one may do better.
-pub(super) fn is_lost(error: &Error) -> bool {
+pub fn is_lost(error: &Error) -> bool {
     let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(error) = next {
         if let Some(error) = error.downcast_ref::<sqlx::Error>() {

@@ -66,7 +66,7 @@ impl Recipe {
     }
 
     /// A hash of all that decides what is in the template; `surroundings` are the settings of the server that matter.
-    fn key(&self, user: &str, surroundings: &str) -> String {
+    pub(super) fn key(&self, user: &str, surroundings: &str) -> String {
         let mut hash = Sha256::new();
         let mut add = |part: &str| {
             // Lengths keep the end of one part from passing for the beginning of the next.
@@ -134,10 +134,10 @@ impl fmt::Debug for Draft {
 }
 
 /// A row of the table.
-struct TemplateRow {
-    id: i64,
+pub(super) struct TemplateRow {
+    pub(super) id: i64,
     database: Option<String>,
-    stage: String,
+    pub(super) stage: String,
     error: Option<String>,
     properties: Option<String>,
     size: i64,
@@ -478,7 +478,7 @@ impl Draft {
 }
 
 impl TemplateRow {
-    fn into_template(self, key: &str) -> Result<Template> {
+    pub(super) fn into_template(self, key: &str) -> Result<Template> {
         let what = || "cannot read what is noted of the template";
         let properties = self.properties.as_deref().map(serde_json::from_str).transpose().or_failed(what)?;
         Ok(Template {
@@ -492,7 +492,7 @@ impl TemplateRow {
     }
 }
 
-async fn find(connection: &mut PgConnection, source: &str, key: &str) -> Result<Option<TemplateRow>> {
+pub(super) async fn find(connection: &mut PgConnection, source: &str, key: &str) -> Result<Option<TemplateRow>> {
     let what = || "cannot look for the template";
     let question = "SELECT id::bigint, database, stage, error, properties, size, provable FROM tfdev.fresh_template \
                     WHERE source = $1 AND key = $2";

@@ -5,7 +5,7 @@ mod example;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::support::{Outcome, TestEnv, finish, start};
+use crate::support::{Outcome, TestEnv, finish, free_port, start};
 
 const README: &str = include_str!("../../README.md");
 
@@ -69,6 +69,27 @@ fn the_examples_of_fresh_databases_work_in_a_shell_and_in_a_ci_job() {
     let script = format!("{}\n{}\n", blocks(section, "sh"), commands.join("\n"));
     let outcome = run_script(&env, &[("npm", program), ("cargo", program)], &script);
     assert_eq!(outcome.stdout.lines().filter(|line| line.starts_with("ran ")).count(), 2, "{outcome:?}");
+    env.run(&["destroy", "--all", "--yes"]).ok();
+    assert_eq!(env.in_docker(), Vec::<String>::new());
+}
+
+#[test]
+fn the_example_of_fresh_databases_over_http_works() {
+    let Some(env) = TestEnv::docker() else { return };
+    let section = "Over HTTP";
+    // Another service may be on the port that people use.
+    let address = format!("127.0.0.1:{}", free_port());
+    let script = blocks(section, "sh").replace("127.0.0.1:5000", &address);
+    assert!(script.contains(&address));
+    let tell = "echo\necho \"$DATABASE_URL\"\nwait $! || true\ncat serve.log";
+    let outcome = run_script(&env, &[], &format!("export TFDEV_SERVE_LISTEN={address}\n{script}\n{tell}"));
+    let answer: serde_json::Value = serde_json::from_str(outcome.stdout.lines().next().unwrap()).unwrap();
+    let shown = blocks(section, "text");
+    for member in answer.as_object().unwrap().keys() {
+        assert!(shown.contains(&format!("\"{member}\":")), "{member}: {answer}");
+    }
+    assert!(outcome.stdout.lines().any(|line| line.starts_with("postgres://") && line.contains("/tfdev_f_")));
+    assert!(outcome.stdout.contains(&format!("listening on http://{address}")), "{outcome:?}");
     env.run(&["destroy", "--all", "--yes"]).ok();
     assert_eq!(env.in_docker(), Vec::<String>::new());
 }

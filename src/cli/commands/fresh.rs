@@ -66,7 +66,7 @@ pub(super) struct Create {
     #[arg(long, value_name = "NAME")]
     seed: Option<String>,
     /// Keep it for so long, such as 90s, 30m or 8h, and not for the life of the calling program
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    #[arg(long, value_name = "TIME", value_parser = fresh::read_lifetime)]
     ttl: Option<Duration>,
 }
 
@@ -249,34 +249,9 @@ fn write_list(found: &[FreshDatabase], out: &mut dyn Write) -> std::io::Result<(
     Ok(())
 }
 
-/// Reads a time such as `90s`, `30m`, `8h` or `2d`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "expected a number and a unit, such as 90s, 30m, 8h or 2d".to_owned();
-    let unit = text.chars().last().ok_or_else(wrong)?;
-    let seconds: u64 = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3600,
-        'd' => 86_400,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
-    let total = number.checked_mul(seconds).filter(|total| (1..=31_536_000).contains(total));
-    total.map(Duration::from_secs).ok_or_else(|| "expected a time from a second to a year".to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn times_are_read_with_their_unit() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("2h"), Ok(Duration::from_hours(2)));
-        for wrong in ["", "h", "5", "5x", "-1h", "0s", "9999999999d", "1½h", "5é"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
-    }
 
     #[test]
     fn the_error_of_the_holder_is_told_as_it_is() {

@@ -19,6 +19,8 @@ pub(super) mod migrate;
 pub(super) mod psql;
 pub(super) mod reset;
 pub(super) mod seed;
+#[cfg(all(unix, feature = "server"))]
+pub(super) mod serve;
 pub(super) mod snapshot;
 pub(super) mod status;
 #[cfg(unix)]
@@ -54,6 +56,8 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Fresh(command) => fresh::run(command, session).await?,
         #[cfg(unix)]
         Command::Test(command) => return test::run(command, session).await,
+        #[cfg(all(unix, feature = "server"))]
+        Command::Serve(command) => serve::run(&command, session).await?,
         Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Health(command) => return health::run(&command, session).await,
         Command::Verify(command) => return verify::run(&command, session).await,

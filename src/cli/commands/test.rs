@@ -17,8 +17,9 @@ const KEPT_FOR: Duration = Duration::from_hours(24);
 
 /// Run a test command with a database of its own
 ///
-/// `DATABASE_URL` is that of a fresh database, and tests that ask for more with the Rust library get them from the same
-/// instance; some are made ahead while the command runs. Signals are passed on, the exit status is the command's, and
+/// `DATABASE_URL` is that of a fresh database. Tests that ask for more, with the Rust library or with a client of IntegreSQL
+/// (INTEGRESQL_BASE_URL is that of a service that lives as long as the command), get them from the same instance; some are
+/// made ahead while the command runs. Signals are passed on, the exit status is the command's, and
 /// afterwards nothing remains.
 #[derive(Debug, Args)]
 pub struct Test {
@@ -34,18 +35,21 @@ pub(super) async fn run(command: Test, session: &Session) -> Result<ExitCode> {
     let (pool, template, lease) = take(command.seed.as_deref(), session).await?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
     pool.keep_ready(&template, 2 * cores);
-    let ended = run_with(&command.command, &lease, session).await;
+    let service = Service::start(&pool, session).await?;
+    let ended = run_with(&command.command, &lease, &service, session).await;
+    let stopped = service.stop().await;
     let failed = !ended.as_ref().is_ok_and(ExitStatus::success);
     clean_up(&pool, lease, failed && session.settings.fresh.keep_on_failure.value, session).await?;
+    stopped?;
     ended.map(exit_code)
 }
 
 /// Runs the command to its end.
-async fn run_with(command: &[String], lease: &Lease, session: &Session) -> Result<ExitStatus> {
+async fn run_with(command: &[String], lease: &Lease, service: &Service, session: &Session) -> Result<ExitStatus> {
     let (program, arguments) = command.split_first().expect("clap wants at least one word");
     let settings = &session.settings;
     let mut child = Command::new(program);
-    child.args(arguments).env("DATABASE_URL", lease.url());
+    child.args(arguments).env("DATABASE_URL", lease.url()).envs(service.variables());
     // What the library in the command asks for is found in the same place.
     child.env("TFDEV_INSTANCE", &settings.instance.value).env("TFDEV_PROJECT_DIR", &settings.project_dir);
     // From here on, so that no signal finds a command that has begun and nobody to pass it on.
@@ -55,6 +59,47 @@ async fn run_with(command: &[String], lease: &Lease, session: &Session) -> Resul
             .hint("what is in PATH can be run; a line of shell needs `tfdev test -- sh -c '…'`")
     })?;
     signals.pass_on(child).await
+}
+
+/// The service for clients of IntegreSQL among the tests, where tfdev has it.
+struct Service {
+    #[cfg(feature = "server")]
+    service: crate::serve::Service,
+}
+
+#[cfg(feature = "server")]
+impl Service {
+    async fn start(pool: &Pool, session: &Session) -> Result<Self> {
+        use crate::serve;
+        let listener = serve::Listener::bind("127.0.0.1:0", None).await?;
+        let service = serve::Service::start(listener, &session.settings, Some(pool.clone()), &session.events);
+        Ok(Self { service: service.await? })
+    }
+
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        self.service.variables()
+    }
+
+    async fn stop(self) -> Result<()> {
+        self.service.stop().await
+    }
+}
+
+#[cfg(not(feature = "server"))]
+impl Service {
+    #[expect(clippy::unused_async, reason = "with the feature it takes a moment")]
+    async fn start(_: &Pool, _: &Session) -> Result<Self> {
+        Ok(Self {})
+    }
+
+    fn variables(&self) -> [(&'static str, String); 0] {
+        []
+    }
+
+    #[expect(clippy::unused_async, reason = "with the feature it takes a moment")]
+    async fn stop(self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// The signals that end programs.
