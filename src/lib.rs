@@ -19,6 +19,7 @@
 //! - [`checks`] warns of what a server that answers may still have wrong.
 //! - [`health`] asks whether the server lives and is ready; [`verify`] proves on it, row by row, what the source document
 //!   promises; [`doctor`] looks at the machine and says how to mend it; [`server_log`] understands what the server wrote.
+//! - [`storage`] tells how much of the instance's limit is in use, and by what.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
 //! - `serve` hands the same databases out over HTTP, as IntegreSQL does (feature `server`).
@@ -64,6 +65,7 @@ mod skipped;
 pub mod snapshot;
 pub mod spec;
 pub mod status;
+pub mod storage;
 pub mod tls;
 pub mod up;
 pub mod verify;

@@ -16,27 +16,21 @@ use crate::profile;
 use crate::provision;
 use crate::server::{Server, Tenancy};
 use crate::snapshot::{self, LeftOver, Snapshot};
+use crate::storage::Storage;
 use crate::up::{MigrationCounts, SeedReport};
 
 /// How long a login may take before the server counts as unhealthy.
 const LOGIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// Bytes of databases and WAL, open client connections but this one, and how many there may be.
-const WHOLE_SERVER: &str = "\
-    SELECT (SELECT sum(pg_database_size(oid)) FROM pg_database)::bigint \
-         + (SELECT coalesce(sum(size), 0) FROM pg_ls_waldir())::bigint, \
-           (SELECT count(*) FROM pg_stat_activity \
+/// Open client connections but this one, and how many there may be.
+const CONNECTIONS: &str = "\
+    SELECT (SELECT count(*) FROM pg_stat_activity \
             WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()), \
            current_setting('max_connections')::bigint";
 
-/// The same where others have databases too: the sizes of those with the marker that this one has and of those that the
-/// list of snapshots (`$1`) names, which an ordinary role may ask for.
-const OUR_DATABASES: &str = "\
-    SELECT (SELECT coalesce(sum(pg_database_size(oid)), 0) FROM pg_database \
-            WHERE shobj_description(oid, 'pg_database') = (SELECT shobj_description(oid, 'pg_database') \
-                                                           FROM pg_database WHERE datname = current_database()) \
-            OR datname = ANY($1))::bigint, \
-           (SELECT coalesce(sum(numbackends), 1) - 1 FROM pg_stat_database)::bigint, \
+/// The same where others have databases too, whose sessions an ordinary role sees as numbers.
+const ALL_CONNECTIONS: &str = "\
+    SELECT (SELECT coalesce(sum(numbackends), 1) - 1 FROM pg_stat_database)::bigint, \
            current_setting('max_connections')::bigint";
 
 /// What `status` found; the keys of [`crate::up::UpReport`] and more (`CLI.md` § Output).
@@ -93,15 +87,6 @@ pub struct StatusReport {
     pub leaked_bytes: u64,
 }
 
-/// Storage used, in bytes.
-#[derive(Debug, Serialize)]
-pub struct Storage {
-    /// Databases and WAL together.
-    pub used_bytes: u64,
-    /// The profile's limit (CON-003 § Deployment, Resource limits).
-    pub limit_bytes: u64,
-}
-
 /// Client connections.
 #[derive(Debug, Serialize)]
 pub struct Connections {
@@ -141,6 +126,9 @@ pub async fn status(settings: &Settings, events: &Events) -> Result<StatusReport
             server.prove(&mut connection, &record).await?;
             report.state = State::Running;
             report.measure(settings, server.tenancy, &mut connection).await?;
+            if let Some(warning) = report.storage.as_ref().and_then(Storage::warning) {
+                events.warning(warning);
+            }
             let overview = snapshot::overview(&mut connection, &server.database).await?;
             (report.snapshots, report.left_overs) = (overview.snapshots, overview.left_overs);
             report.leaked_bytes = overview.leaked_bytes;
@@ -197,21 +185,17 @@ impl StatusReport {
     }
 
     async fn measure(&mut self, settings: &Settings, tenancy: Tenancy, connection: &mut PgConnection) -> Result<()> {
-        let what = || "cannot measure the server";
-        let row = match tenancy {
-            Tenancy::Whole => sqlx::raw_sql(WHOLE_SERVER).fetch_one(connection).await,
-            Tenancy::Shared => {
-                let listed = snapshot::registry::databases(connection).await?;
-                sqlx::query(OUR_DATABASES).bind(listed).fetch_one(connection).await
-            }
-        };
-        let row = row.or_failed(what)?;
-        let used: i64 = row.try_get(0).or_failed(what)?;
+        let what = || "cannot count the server's connections";
         let name = self.profile.as_deref().unwrap_or_else(|| settings.profile_name());
         let limits = profile::resolve(name, &settings.profiles)?.limits;
-        self.storage = Some(Storage { used_bytes: used.unsigned_abs(), limit_bytes: limits.storage_bytes });
+        self.storage = Some(Storage::measure(connection, tenancy, &self.database, limits.storage_bytes).await?);
+        let question = match tenancy {
+            Tenancy::Whole => CONNECTIONS,
+            Tenancy::Shared => ALL_CONNECTIONS,
+        };
+        let row = sqlx::raw_sql(question).fetch_one(connection).await.or_failed(what)?;
         self.connections =
-            Some(Connections { used: row.try_get(1).or_failed(what)?, max: row.try_get(2).or_failed(what)? });
+            Some(Connections { used: row.try_get(0).or_failed(what)?, max: row.try_get(1).or_failed(what)? });
         Ok(())
     }
 

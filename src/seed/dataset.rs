@@ -22,6 +22,12 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("load", include_str!("../../seeds/load.toml")),
 ];
 
+/// Bytes of a generated user with its part of the indexes, as the data set `load` takes them.
+const USER_BYTES: u64 = 300;
+
+/// Bytes of a generated task with its part of the indexes, as the data set `load` takes them.
+const TASK_BYTES: u64 = 640;
+
 /// The folder of a project's own data sets.
 const FOLDER: &str = "seeds";
 
@@ -82,6 +88,15 @@ impl DataSet {
     /// How many tasks it has; 0 for SQL files, whose rows are known only once they ran.
     pub fn tasks(&self) -> u64 {
         self.plan().map_or(0, |plan| plan.tasks)
+    }
+
+    /// About how many bytes its rows and their indexes take in the database: of generated ones as measured, of SQL files
+    /// at least their own.
+    pub fn estimated_bytes(&self) -> u64 {
+        match &self.content {
+            Content::Generated(plan) => plan.users * USER_BYTES + plan.tasks * TASK_BYTES,
+            Content::Scripts(scripts) => scripts.iter().map(Script::length).sum(),
+        }
     }
 
     /// Changes the number of users, of tasks, or both.

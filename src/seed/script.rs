@@ -32,6 +32,11 @@ pub(super) struct Statement {
 }
 
 impl Script {
+    /// Its bytes.
+    pub(super) fn length(&self) -> u64 {
+        self.text.len() as u64
+    }
+
     /// Cuts `text` into statements. `file` is the file's name in errors.
     pub(super) fn parse(file: String, text: String) -> Result<Self> {
         let mut scanner = Scanner { file: &file, text: &text, position: 0, counted: (0, 1), kept_tables: Vec::new() };

@@ -100,7 +100,8 @@ impl Work<'_> {
     async fn build_base(&mut self, key: &str, migrations: &Source, dataset: Option<&DataSet>) -> Result<Row> {
         let begin = Instant::now();
         self.on.events.started("Making the base");
-        self.make_room(EMPTY_SIZE, None).await?;
+        let rows = dataset.map_or(0, DataSet::estimated_bytes);
+        self.make_room(EMPTY_SIZE + rows, None).await?;
         let new = NewRow { key: Some(key.to_owned()), ..NewRow::of(Kind::Base) };
         let row = registry::insert(&mut self.admin.connection, self.on.database(), &new, Stage::Building).await?;
         fault::point("snapshot.base.intent").await;

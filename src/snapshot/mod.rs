@@ -44,13 +44,14 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row as _};
 
 use self::registry::{Kind, Row, Stage};
+use self::storage::Room;
 use self::work::Work;
 use crate::config::Settings;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::InstanceRecord;
 use crate::pg::clone::Admin;
-use crate::profile;
+use crate::profile::{self, Limits};
 use crate::server::{Running, Server};
 
 pub(crate) use base::SETTINGS;
@@ -132,6 +133,19 @@ pub struct Overview {
     pub leaked_bytes: u64,
 }
 
+impl Options {
+    /// What the settings say, within these limits.
+    pub fn of(settings: &Settings, limits: Limits) -> Self {
+        Self {
+            auto: settings.snapshots.auto.value,
+            standby: settings.snapshots.standby.value,
+            limit_bytes: limits.storage_bytes,
+            timeout: Duration::from_secs(settings.timeout_seconds.value),
+            project_dir: Some(settings.project_dir.clone()),
+        }
+    }
+}
+
 impl<'a> Snapshots<'a> {
     /// The snapshots of a server, which is proven to be the one on `record` before anything is written.
     pub fn new(server: &'a Server, record: &'a InstanceRecord, options: Options, events: &'a Events) -> Self {
@@ -142,19 +156,26 @@ impl<'a> Snapshots<'a> {
     pub fn of(running: &'a Running, settings: &Settings, events: &'a Events) -> Result<Self> {
         let name = running.observed.profile.as_deref().or(running.record.profile.as_deref());
         let name = name.unwrap_or_else(|| settings.profile_name());
-        let options = Options {
-            auto: settings.snapshots.auto.value,
-            standby: settings.snapshots.standby.value,
-            limit_bytes: profile::resolve(name, &settings.profiles)?.limits.storage_bytes,
-            timeout: Duration::from_secs(settings.timeout_seconds.value),
-            project_dir: Some(settings.project_dir.clone()),
-        };
+        let options = Options::of(settings, profile::resolve(name, &settings.profiles)?.limits);
         Ok(Self::new(&running.server, &running.record, options, events))
     }
 
     /// The project's database.
     fn database(&self) -> &str {
         &self.server.database
+    }
+
+    /// Fails if `what`, which needs so many bytes in the project's database, exceeds the limit or the disk.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Refused`], with the snapshots that could go.
+    pub async fn check_room(&self, what: &str, needed: u64) -> Result<()> {
+        let mut admin = self.open().await?;
+        let measured = Room::measure(&mut admin, self.server.tenancy, self.database(), self.options.limit_bytes).await;
+        let rows = registry::rows(&mut admin.connection, self.database()).await;
+        crate::provision::close(admin.connection).await;
+        let room = measured?;
+        if room.missing(needed) == 0 { Ok(()) } else { Err(room.refuse_what(what, needed, &rows?)) }
     }
 
     /// A session that is proven to be with the right server.

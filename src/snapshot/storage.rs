@@ -65,18 +65,23 @@ impl Room {
 
     /// The error for a copy of `needed` bytes, with the snapshots that could go.
     pub(super) fn refuse(&self, needed: u64, rows: &[registry::Row]) -> Error {
+        self.refuse_what("a copy", needed, rows)
+    }
+
+    /// The error for `what`, which needs so many bytes, with the snapshots that could go.
+    pub(super) fn refuse_what(&self, what: &str, needed: u64, rows: &[registry::Row]) -> Error {
         let megabytes = |bytes: u64| bytes.div_ceil(1024 * 1024);
         let missing = self.missing(needed);
         let message = if self.used + needed > self.limit {
             format!(
-                "a copy needs {} MB, and {} MB of this instance's limit of {} MB are in use",
+                "{what} needs {} MB, and {} MB of this instance's limit of {} MB are in use",
                 megabytes(needed),
                 megabytes(self.used),
                 megabytes(self.limit)
             )
         } else {
             format!(
-                "a copy needs {} MB, and the server's disk has {} MB left",
+                "{what} needs {} MB, and the server's disk has {} MB left",
                 megabytes(needed),
                 megabytes(self.free.unwrap_or(0))
             )

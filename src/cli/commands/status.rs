@@ -7,6 +7,7 @@ use clap::Args;
 use crate::cli::Session;
 use crate::error::Result;
 use crate::status::{self, StatusReport};
+use crate::storage::{Purpose, Storage};
 
 /// Show what runs, and how full it is
 #[derive(Debug, Args)]
@@ -46,8 +47,9 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
         row("data set", &seed.dataset)?;
     }
     if let Some(storage) = &report.storage {
-        let mebibytes = |bytes: u64| bytes / (1024 * 1024);
+        let mebibytes = |bytes: u64| bytes >> 20;
         row("storage", &format!("{} MB of {} MB", mebibytes(storage.used_bytes), mebibytes(storage.limit_bytes)))?;
+        row("", &breakdown(storage))?;
     }
     if let [.., last] = &report.snapshots[..] {
         row("snapshots", &format!("{}, the last one `{}`", report.snapshots.len(), last.name))?;
@@ -66,4 +68,28 @@ fn write_report(report: &StatusReport, out: &mut dyn Write) -> std::io::Result<(
         row("connections", &format!("{} of {}", connections.used, connections.max))?;
     }
     Ok(())
+}
+
+/// What takes the storage, in a line.
+fn breakdown(storage: &Storage) -> String {
+    let mebibytes = |bytes: u64| bytes >> 20;
+    let grown = storage.growth.as_ref().map(|growth| {
+        let word = if growth.bytes < 0 { "less" } else { "more" };
+        format!(" ({} MB {word} than `{}`)", mebibytes(growth.bytes.unsigned_abs()), growth.since)
+    });
+    let mut parts =
+        vec![format!("the database {} MB{}", mebibytes(storage.of(Purpose::Project).1), grown.unwrap_or_default())];
+    for (purpose, what) in
+        [(Purpose::Snapshot, "snapshots"), (Purpose::Copy, "ready copies"), (Purpose::Fresh, "fresh databases")]
+    {
+        let (count, bytes) = storage.of(purpose);
+        if count > 0 {
+            parts.push(format!("{count} {what} {} MB", mebibytes(bytes)));
+        }
+    }
+    parts.push(format!("other {} MB", mebibytes(storage.of(Purpose::Other).1)));
+    if storage.wal_bytes > 0 {
+        parts.push(format!("WAL {} MB", mebibytes(storage.wal_bytes)));
+    }
+    parts.join(", ")
 }
