@@ -7,6 +7,10 @@
 
 /// All points.
 pub const POINTS: &[&str] = &[
+    "up.change.intent",
+    "up.change.started",
+    "up.change.ready",
+    "up.change.failed",
     "snapshot.locked",
     "snapshot.sweep.marked",
     "snapshot.create.intent",

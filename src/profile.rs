@@ -6,10 +6,10 @@
 //! What fails: an unknown profile, a chain of `extends` that comes back to itself, and settings that the server would
 //! refuse together; each is [`crate::ErrorKind::BadInput`] and told before anything starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use crate::config::{Origin, ProfileSection, Setting, Settings, is_on, nearest, size_in_bytes};
+use crate::config::{Origin, ProfileSection, Setting, Settings, is_on, nearest, same_setting, size_in_bytes};
 use crate::error::{Error, Result};
 
 /// One mebibyte, which PostgreSQL and Docker both call a megabyte.
@@ -29,8 +29,15 @@ const TEST_STORAGE: u64 = 3 * GIBIBYTE;
 /// Size of /dev/shm. Docker's 64 MB is too little for a parallel hash join; 256 MB is four times as much.
 const SHARED_MEMORY: u64 = 256 * MEBIBYTE;
 
+/// PostgreSQL's own `max_connections`.
+const MAX_CONNECTIONS: u64 = 100;
+/// PostgreSQL's own `superuser_reserved_connections`.
+const RESERVED_CONNECTIONS: u64 = 3;
+/// How many connections must be left for ordinary roles: a migration takes two, and a program wants one.
+const LEAST_CONNECTIONS: u64 = 3;
+
 /// A profile that is built in.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum BuiltIn {
     /// For development: the source's development column.
@@ -257,10 +264,100 @@ fn at(origin: Option<&Origin>, says: impl fmt::Display) -> Error {
     }
 }
 
+/// The settings of a profile with which a server was seen to run: what a change that fails goes back to.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Proven {
+    /// The profile's name.
+    pub profile: String,
+    /// The built-in profile at the end of its chain.
+    pub base: BuiltIn,
+    /// Server settings by name.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// A setting that two profiles, or a server before and after, have otherwise; `None` is the server's own default.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// The setting's name.
+    pub name: String,
+    /// Its value before, or in the first.
+    pub old: Option<String>,
+    /// Its value now, or in the second.
+    pub new: Option<String>,
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "the default".to_owned());
+        write!(formatter, "{} {} → {}", self.name, shown(&self.old), shown(&self.new))
+    }
+}
+
+/// What differs between two sets of settings, in the order of the names. `4096kB` and `4MB` are the same.
+pub fn changes(old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) -> Vec<Change> {
+    let names: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+    let change = |name: &String| {
+        let (old, new) = (old.get(name).cloned(), new.get(name).cloned());
+        let same = match (&old, &new) {
+            (Some(old), Some(new)) => same_setting(name, old, new),
+            _ => false,
+        };
+        (!same).then(|| Change { name: name.clone(), old, new })
+    };
+    names.into_iter().filter_map(change).collect()
+}
+
+/// What differs between the profiles of these names: server settings, then limits and the place of the data.
+pub fn difference(first: &str, second: &str, sections: &BTreeMap<String, ProfileSection>) -> Result<Vec<Change>> {
+    let (first, second) = (resolve(first, sections)?, resolve(second, sections)?);
+    let mut all = changes(&first.values(), &second.values());
+    let rows = first.limit_rows().into_iter().zip(second.limit_rows());
+    all.extend(rows.filter(|((_, old), (_, new))| old != new).map(|((name, old), (_, new))| Change {
+        name: name.to_owned(),
+        old: Some(old),
+        new: Some(new),
+    }));
+    Ok(all)
+}
+
+impl Proven {
+    /// The profile that it was.
+    pub fn profile(&self) -> Profile {
+        let settings = self.settings.iter().map(|(name, value)| (name.clone(), Setting::default_value(value.clone())));
+        let ssl = self.settings.get("ssl").is_some_and(|value| is_on(value));
+        Profile {
+            name: self.profile.clone(),
+            base: self.base,
+            settings: settings.collect(),
+            limits: self.base.limits(),
+            data: self.base.data(),
+            ssl,
+        }
+    }
+}
+
 impl Profile {
     /// The profile that the settings mean.
     pub fn of(settings: &Settings) -> Result<Self> {
         resolve(settings.profile_name(), &settings.profiles)
+    }
+
+    /// Its limits and the place of its data, as people read them.
+    fn limit_rows(&self) -> [(&'static str, String); 4] {
+        let megabytes = |bytes: u64| format!("{} MB", bytes / MEBIBYTE);
+        let cores = |billionths: u64| format!("{}.{:02}", billionths / NANO_CPUS, billionths % NANO_CPUS / 10_000_000);
+        [
+            ("memory (limit)", megabytes(self.limits.memory_bytes)),
+            ("processor cores (limit)", self.limits.nano_cpus.map_or_else(|| "all".to_owned(), cores)),
+            ("storage (limit)", megabytes(self.limits.storage_bytes)),
+            (
+                "data",
+                match self.data {
+                    DataPlacement::Volume => "volume".to_owned(),
+                    DataPlacement::Memory => "memory".to_owned(),
+                },
+            ),
+        ]
     }
 
     /// Whether the server keeps passwords so that a login is short: its data is thrown away, and it speaks no TLS.
@@ -268,10 +365,42 @@ impl Profile {
         self.base == BuiltIn::Test && !self.ssl
     }
 
+    /// The values of its server settings by name.
+    pub fn values(&self) -> BTreeMap<String, String> {
+        self.settings.iter().map(|(name, setting)| (name.clone(), setting.value.clone())).collect()
+    }
+
+    /// What is kept of it once a server was seen to run with it.
+    pub fn proven(&self) -> Proven {
+        Proven { profile: self.name.clone(), base: self.base, settings: self.values() }
+    }
+
     /// Refuses settings that are right one by one, but with which the server would not start or not live.
     fn check(&self) -> Result<()> {
         self.check_wal_senders()?;
+        self.check_connections()?;
         self.check_memory()
+    }
+
+    /// What is reserved for superusers is no use to a program, nor to tfdev where it is the program's role.
+    fn check_connections(&self) -> Result<()> {
+        let number = |name: &str, default: u64| {
+            let setting = self.settings.get(name);
+            (setting, setting.and_then(|setting| setting.value.parse::<u64>().ok()).unwrap_or(default))
+        };
+        let (connections, most) = number("max_connections", MAX_CONNECTIONS);
+        let (reserved, kept) = number("superuser_reserved_connections", RESERVED_CONNECTIONS);
+        if most >= kept + LEAST_CONNECTIONS {
+            return Ok(());
+        }
+        let written = [connections, reserved].into_iter().flatten().find(|setting| setting.origin != Origin::Default);
+        let says = format!(
+            "`max_connections` is {most} in the profile `{}`, of which {kept} are reserved for superusers: {} more are \
+             needed at least",
+            self.name, LEAST_CONNECTIONS
+        );
+        Err(at(written.map(|setting| &setting.origin), says)
+            .hint(format!("set `max_connections` to {} or more", kept + LEAST_CONNECTIONS)))
     }
 
     fn check_wal_senders(&self) -> Result<()> {
@@ -395,11 +524,42 @@ mod tests {
     }
 
     #[test]
+    fn what_differs_is_told_with_both_values() {
+        let change = |name: &str, old: Option<&str>, new: Option<&str>| Change {
+            name: name.to_owned(),
+            old: old.map(str::to_owned),
+            new: new.map(str::to_owned),
+        };
+        let own = sections(&[("perf", section(Some("dev"), &[("work_mem", "4096kB"), ("jit", "off")]))]);
+        assert_eq!(difference("dev", "perf", &own).unwrap(), [change("jit", None, Some("off"))]);
+        let prod = difference("dev", "prod", &own).unwrap();
+        assert_eq!(prod[0], change("log_statement", Some("all"), Some("ddl")));
+        assert_eq!(prod[1].to_string(), "max_connections 20 → 100");
+        assert_eq!(prod.len(), 4);
+        let test = difference("dev", "test", &own).unwrap();
+        assert!(test.contains(&change("data", Some("volume"), Some("memory"))), "{test:?}");
+        assert_eq!(difference("dev", "prdo", &own).unwrap_err().kind(), crate::ErrorKind::BadInput);
+    }
+
+    #[test]
+    fn what_was_proven_is_the_same_profile_again() {
+        let profile = resolve("prod", &BTreeMap::new()).unwrap();
+        let again = profile.proven().profile();
+        assert_eq!((again.values(), again.ssl, again.limits), (profile.values(), true, profile.limits));
+        let text = serde_json::to_string(&profile.proven()).unwrap();
+        assert_eq!(serde_json::from_str::<Proven>(&text).unwrap(), profile.proven());
+    }
+
+    #[test]
     fn settings_that_do_not_fit_together_are_refused() {
         let refusal = |base: &str, settings: &[(&str, &str)]| {
             resolve("x", &sections(&[("x", section(Some(base), settings))])).map(|_| ()).unwrap_err().to_string()
         };
         assert!(refusal("test", &[("max_wal_senders", "5")]).contains("`max_wal_senders` is 5"));
+        assert!(
+            refusal("dev", &[("max_connections", "5")]).contains("3 are reserved for superusers: 3 more are needed")
+        );
+        assert!(refusal("dev", &[("superuser_reserved_connections", "18")]).contains("`max_connections` is 20"));
         assert!(refusal("dev", &[("shared_buffers", "1GB")]).contains("its memory limit leaves 1024 MB"));
         assert!(refusal("test", &[("shared_buffers", "2GB")]).contains("its memory limit leaves 1024 MB"));
         let minimal = sections(&[("x", section(Some("dev"), &[("wal_level", "minimal")]))]);

@@ -30,7 +30,7 @@ pub struct Provision<'a> {
 
 /// What is sent before any statement that holds a verifier. A message of its own: a message's text is logged before any
 /// of it runs. The session is closed afterwards.
-const UNLOGGED: &str =
+pub(crate) const UNLOGGED: &str =
     "SET log_statement = 'none'; SET log_min_duration_statement = -1; SET log_min_error_statement = 'panic'";
 
 /// The key of the advisory lock, in the database `postgres`, of the session that makes what is missing. The number is

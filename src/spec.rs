@@ -1,13 +1,16 @@
 //! What server an instance is to have: pure data made from a profile and an image, with no effect on any machine.
 //!
-//! What must hold: equal specs have equal hashes on every machine, and whatever changes the running server changes the
-//! hash. A spec can be printed, compared and tested with no server; the Compose file is one more rendering of it.
+//! What must hold: equal specs have equal hashes on every machine, and whatever a running server cannot take changes the
+//! hash; whatever its container cannot take changes the body's hash, too. The rest, settings that a server reads again when it is told to and the certificate, is in its settings file
+//! ([`ServerSpec::configuration`]), which both engines compare as text. A spec can be printed, compared and tested with
+//! no server; the Compose file is one more rendering of it.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use sha2::{Digest, Sha256};
 
-use crate::config::PortChoice;
+use crate::config::{PortChoice, needs_restart};
 use crate::pg::scram::StoredForm;
 use crate::profile::{DataPlacement, Limits, Profile};
 
@@ -22,6 +25,9 @@ pub const SUPERUSER: &str = "postgres";
 
 /// The folder inside the container that holds what tfdev uploads.
 pub const FILES_DIRECTORY: &str = "/etc/tfdev";
+
+/// The server's settings inside the container.
+pub const CONFIGURATION_FILE: &str = "/etc/tfdev/postgresql.conf";
 
 /// The server's certificate inside the container.
 pub const CERTIFICATE_FILE: &str = "/etc/tfdev/server.crt";
@@ -57,7 +63,7 @@ pub fn initdb_arguments(data: DataPlacement) -> String {
 }
 
 /// Counts up when the container's layout changes, so that an older container is made anew.
-const LAYOUT: u32 = 2;
+const LAYOUT: u32 = 3;
 
 /// The server that an instance is to have.
 #[derive(Debug, Clone, PartialEq)]
@@ -89,7 +95,7 @@ impl ServerSpec {
             image: image.to_owned(),
             image_id: image_id.to_owned(),
             profile: profile.name.clone(),
-            settings: profile.settings.iter().map(|(name, value)| (name.clone(), value.value.clone())).collect(),
+            settings: profile.values(),
             limits: profile.limits,
             data: profile.data,
             port,
@@ -128,34 +134,95 @@ impl ServerSpec {
         }
     }
 
-    /// The server's command line: `postgres -c name=value …`, in the order of the names.
-    pub fn command(&self) -> Vec<String> {
-        let arguments = self.settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
-        std::iter::once("postgres".to_owned()).chain(arguments).collect()
+    /// The settings as lines of a `postgresql.conf`, after comments that say what they are: see [`Configuration`].
+    pub fn configuration(&self) -> String {
+        let mut text = format!("# Made anew by `tfdev up`.\n{PROFILE}{}\n{HASH}{}\n", self.profile, self.hash());
+        if let Some(fingerprint) = &self.certificate {
+            // Its file keeps its name, so that a new one is seen here alone.
+            writeln!(text, "# certificate: {fingerprint}").expect("writing to a String cannot fail");
+        }
+        for (name, value) in &self.settings {
+            setting_line(&mut text, name, value);
+        }
+        text
     }
 
-    /// A digest of everything that makes the running server what it is; 16 hexadecimal digits.
+    /// A digest of everything that a stop and a start cannot change, but for what runs the server; 16 hexadecimal digits.
+    pub fn body_hash(&self) -> String {
+        hexadecimal(&self.body_digest().finalize()[..8])
+    }
+
+    /// A digest of everything that cannot be changed while the server runs; 16 hexadecimal digits.
     pub fn hash(&self) -> String {
+        let mut digest = self.body_digest();
+        for (name, value) in self.settings.iter().filter(|(name, _)| needs_restart(name)) {
+            digest.update(format!("\0{name}={value}"));
+        }
+        hexadecimal(&digest.finalize()[..8])
+    }
+
+    fn body_digest(&self) -> Sha256 {
         let mut digest = Sha256::new();
         let port = match self.port {
             PortChoice::Auto => "auto".to_owned(),
             PortChoice::Fixed(port) => port.to_string(),
         };
-        for part in [&LAYOUT.to_string(), &self.image_id, &self.profile, &port] {
+        for part in [&LAYOUT.to_string(), &self.image_id, &port] {
             digest.update(part);
             digest.update([0]);
         }
-        digest.update(format!("{:?} {:?} {:?}", self.limits, self.data, self.certificate));
-        for (name, value) in &self.settings {
-            digest.update(format!("\0{name}={value}"));
-        }
-        hexadecimal(&digest.finalize()[..8])
+        digest.update(format!("{:?} {:?}", self.limits, self.data));
+        digest
     }
+}
+
+/// What stands before the profile's name in a settings file.
+const PROFILE: &str = "# profile: ";
+
+/// What stands before [`ServerSpec::hash`] in a settings file.
+const HASH: &str = "# new start: ";
+
+/// What a settings file says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Configuration {
+    /// The profile's name.
+    pub profile: Option<String>,
+    /// [`ServerSpec::hash`] of the server that it is for.
+    pub hash: Option<String>,
+}
+
+impl Configuration {
+    /// Reads the comments of [`ServerSpec::configuration`].
+    pub fn of(text: &str) -> Self {
+        let after = |begin: &str| text.lines().find_map(|line| line.strip_prefix(begin)).map(str::to_owned);
+        Self { profile: after(PROFILE), hash: after(HASH) }
+    }
+}
+
+/// Adds a line to a `postgresql.conf`.
+pub(crate) fn setting_line(text: &mut String, name: &str, value: &str) {
+    writeln!(text, "{name} = {}", quoted(value)).expect("writing to a String cannot fail");
+}
+
+/// A value as `guc-file.l` reads it back: one string, whatever is in it.
+fn quoted(value: &str) -> String {
+    let mut quoted = String::with_capacity(value.len() + 2);
+    quoted.push('\'');
+    for character in value.chars() {
+        match character {
+            '\'' => quoted.push_str("''"),
+            '\\' => quoted.push_str("\\\\"),
+            '\n' => quoted.push_str("\\n"),
+            '\r' => quoted.push_str("\\r"),
+            other => quoted.push(other),
+        }
+    }
+    quoted.push('\'');
+    quoted
 }
 
 /// Bytes as lower-case hexadecimal digits.
 pub(crate) fn hexadecimal(bytes: &[u8]) -> String {
-    use std::fmt::Write;
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         write!(text, "{byte:02x}").expect("writing to a String cannot fail");
         text
@@ -172,23 +239,58 @@ mod tests {
     }
 
     #[test]
-    fn the_command_names_every_setting() {
-        let command = spec().command();
-        assert_eq!(command[0], "postgres");
-        for setting in ["max_connections=20", "shared_buffers=128MB", "wal_level=logical", "log_statement=all"] {
-            assert!(command.contains(&setting.to_owned()), "{setting} in {command:?}");
+    fn the_configuration_names_every_setting() {
+        let text = spec().configuration();
+        for line in ["max_connections = '20'\n", "shared_buffers = '128MB'\n", "wal_level = 'logical'\n"] {
+            assert!(text.contains(line), "{line} in {text}");
         }
     }
 
     #[test]
-    fn the_hash_changes_with_whatever_changes_the_server() {
+    fn what_a_running_server_can_take_is_in_the_file_alone() {
+        let base = spec();
+        let mut other = spec();
+        other.settings.insert("work_mem".into(), "8MB".into());
+        assert_eq!(base.hash(), other.hash());
+        assert_ne!(base.configuration(), other.configuration());
+        let said = Configuration::of(&other.configuration());
+        assert_eq!(said, Configuration { profile: Some("dev".into()), hash: Some(base.hash()) });
+        let (one, two) = (spec().with_certificate("1".into()), spec().with_certificate("2".into()));
+        assert_eq!(one.hash(), two.hash());
+        assert_ne!(one.configuration(), two.configuration());
+        // Who may log in is in a file that a server looks for at its start only.
+        assert_ne!(base.hash(), one.hash());
+    }
+
+    #[tokio::test]
+    async fn postgresql_reads_back_what_was_quoted() {
+        let Some(mut cluster) = crate::pg::test_server::Cluster::initialise(&[]) else { return };
+        let odd = "it's \\n a \"path\"\\\\ with # and =\tand ünïcode\nand a line";
+        let mut spec = spec();
+        spec.settings = [("app.odd".to_owned(), odd.to_owned())].into();
+        let path = cluster.data().join("odd.conf");
+        std::fs::write(&path, spec.configuration()).unwrap();
+        crate::pg::test_server::own(&path);
+        let configuration = cluster.data().join("postgresql.conf");
+        let all = std::fs::read_to_string(&configuration).unwrap() + "include = 'odd.conf'\n";
+        std::fs::write(&configuration, all).unwrap();
+        cluster.start(&[]).await;
+        let mut connection = crate::pg::test_server::session(&cluster.login).await;
+        let row = sqlx::raw_sql("SHOW app.odd").fetch_one(&mut connection).await.unwrap();
+        assert_eq!(sqlx::Row::get::<String, _>(&row, 0), odd);
+    }
+
+    #[test]
+    fn the_hash_changes_with_whatever_needs_a_new_server() {
         let base = spec();
         assert_eq!(base.hash(), spec().hash());
         let mut other = spec();
-        other.settings.insert("work_mem".into(), "8MB".into());
+        other.settings.insert("max_connections".into(), "21".into());
         assert_ne!(base.hash(), other.hash());
+        assert_eq!(base.body_hash(), other.body_hash());
         let image = ServerSpec { image_id: "sha256:2".into(), ..spec() };
         assert_ne!(base.hash(), image.hash());
+        assert_ne!(base.body_hash(), image.body_hash());
         let port = ServerSpec { port: PortChoice::Fixed(6000), ..spec() };
         assert_ne!(base.hash(), port.hash());
         assert_ne!(base.hash(), spec().with_short_logins().hash());

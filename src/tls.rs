@@ -57,6 +57,15 @@ impl ServerCertificate {
     ///
     /// The caller holds the instance's lock.
     pub fn of(instance: &Instance, state_dir: &Path, host: &str) -> Result<Self> {
+        Self::kept(&instance.state_dir.join("certificate.json"), state_dir, host)
+    }
+
+    /// The certificate of the Compose server that equals `instance`; see [`ServerCertificate::of`].
+    pub fn of_compose(instance: &Instance, state_dir: &Path, host: &str) -> Result<Self> {
+        Self::kept(&instance.state_dir.join("certificate-compose.json"), state_dir, host)
+    }
+
+    fn kept(path: &Path, state_dir: &Path, host: &str) -> Result<Self> {
         let now = Timestamp::now();
         let folder = state_dir.join("authority");
         let root_cert = folder.join("root.crt");
@@ -67,8 +76,7 @@ impl ServerCertificate {
         let mut names = vec![host.to_owned()];
         names.extend(["localhost", "127.0.0.1", "::1"].map(str::to_owned).into_iter().filter(|name| name != host));
         let fingerprint = hexadecimal(&Sha256::digest(&authority.certificate));
-        let path = instance.state_dir.join("certificate.json");
-        let kept = Kept::or_make(&path, now, &names, Some(&fingerprint), || server(now, &names, &authority))?;
+        let kept = Kept::or_make(path, now, &names, Some(&fingerprint), || server(now, &names, &authority))?;
         Ok(Self { certificate: kept.certificate, key: kept.key, root_cert })
     }
 

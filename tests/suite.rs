@@ -8,6 +8,7 @@
 //! - `hooks` is one database state for each branch of a git repository.
 //! - `identity` is about servers, volumes and data folders that are not the instance's own.
 //! - `native` is what only the native engine has, and `external` what a server of someone else has.
+//! - `profiles` is about other settings for an instance: switching, TLS, what does not work, Compose, storage.
 //! - `remote` is about a Docker on another machine.
 //! - `readme` runs the README's tour.
 //! - `serve` is fresh databases over HTTP, with raw calls and with the published client of IntegreSQL.
@@ -33,6 +34,8 @@ mod identity;
 #[cfg(unix)]
 mod logs;
 mod native;
+#[cfg(unix)]
+mod profiles;
 #[cfg(unix)]
 mod readme;
 #[cfg(target_os = "linux")]

@@ -129,7 +129,7 @@ pub enum Command {
     Image(image::Image),
     /// Print the Compose file that equals the instance
     Compose(compose::Compose),
-    /// Show the settled configuration with each value's origin
+    /// Show the settled configuration with each value's origin, or how two profiles differ
     Config(config_command::Config),
     /// Write a commented tfdev.toml
     Init(init::Init),

@@ -36,7 +36,7 @@ pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
 pub(crate) use names::{is_instance, key_of_folder, nearest};
-pub(crate) use server_setting::{is_on, same_setting, size_in_bytes};
+pub(crate) use server_setting::{Definitions, is_on, needs_restart, same_setting, size_in_bytes};
 pub use template::template;
 
 /// Name of the project's file, and of the user's file in the configuration folder.

@@ -3,39 +3,96 @@
 //!
 //! What must hold: what PostgreSQL 15 takes is taken; the table `server_settings.tsv` is its own `pg_settings`. A name
 //! that is not in the table is refused only if it looks like a slip, so that settings of a newer minor version or of an
-//! extension pass.
+//! extension pass. A server that runs is asked for its own table ([`Definitions::of_server`]), which knows every name.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
+use super::Setting;
 use super::names;
-use super::problem::Fault;
+use super::problem::{Fault, Problem, refuse_if_any};
 use super::raw::Raw;
+use crate::error::Result as FallibleResult;
 
 /// One line of the table.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Definition {
     /// `bool`, `integer`, `real`, `enum`, `string`, or `internal` for what can't be set.
-    kind: &'static str,
+    kind: String,
     /// The unit of a number without one, empty if it is a mere number.
-    unit: &'static str,
+    unit: String,
     smallest: f64,
     largest: f64,
-    words: &'static str,
+    words: String,
+    /// When the server takes a change: `postmaster` is only at its start.
+    context: String,
 }
 
-static TABLE: LazyLock<BTreeMap<&str, Definition>> = LazyLock::new(|| {
-    let lines = include_str!("server_settings.tsv").lines().filter(|line| !line.starts_with('#'));
-    lines.filter_map(read_definition).collect()
-});
+/// The settings that a server has, by name.
+#[derive(Debug)]
+pub(crate) struct Definitions(BTreeMap<String, Definition>);
 
-fn read_definition(line: &'static str) -> Option<(&'static str, Definition)> {
-    let mut fields = line.split('\t');
+/// Those of PostgreSQL 15, for as long as there is no server to ask.
+static TABLE: LazyLock<Definitions> = LazyLock::new(|| Definitions::read(include_str!("server_settings.tsv")));
+
+impl Definitions {
+    /// Asks a server for its table, in the form of [`Definitions::of_server`].
+    pub(crate) const QUESTION: &str = "\
+        SELECT coalesce(string_agg(concat_ws(E'\\t', lower(name), \
+                   CASE WHEN context = 'internal' THEN 'internal' ELSE vartype END, coalesce(unit, ''), \
+                   coalesce(min_val, ''), coalesce(max_val, ''), coalesce(array_to_string(enumvals, ','), ''), context), \
+               E'\\n'), '') FROM pg_settings";
+
+    /// The table that a server gave for [`Definitions::QUESTION`].
+    pub(crate) fn of_server(text: &str) -> Self {
+        Self::read(text)
+    }
+
+    fn read(text: &str) -> Self {
+        Self(text.lines().filter(|line| !line.starts_with('#')).filter_map(read_definition).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&Definition> {
+        self.0.get(name)
+    }
+
+    fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// When this server takes a change of the setting (`pg_settings.context`); `None` if it has no such setting.
+    pub(crate) fn context(&self, name: &str) -> Option<&str> {
+        self.get(name).map(|definition| definition.context.as_str())
+    }
+
+    /// Fails, with all mistakes and their lines, unless this server would take `settings`, whose values went through
+    /// [`check`] before. A name of two parts may be anybody's.
+    pub(crate) fn refuse_wrong(&self, settings: &BTreeMap<String, Setting<String>>) -> FallibleResult<()> {
+        let problem = |(name, setting): (&String, &Setting<String>)| {
+            let raw = Raw::Text(setting.value.clone());
+            let fault = match self.get(name) {
+                Some(definition) => check_value(definition, &raw).err()?,
+                None if name.contains('.') => return None,
+                None => not_a_setting(name, self.names()),
+            };
+            Some(Problem::of_value(&setting.origin, name, fault))
+        };
+        refuse_if_any(settings.iter().filter_map(problem).collect())
+    }
+}
+
+fn read_definition(line: &str) -> Option<(String, Definition)> {
+    let mut fields = line.split('\t').map(str::to_owned);
     let (name, kind, unit) = (fields.next()?, fields.next()?, fields.next()?);
     let (smallest, largest) = (fields.next()?, fields.next()?);
     let smallest = smallest.parse().unwrap_or(f64::NEG_INFINITY);
     let largest = largest.parse().unwrap_or(f64::INFINITY);
-    Some((name, Definition { kind, unit, smallest, largest, words: fields.next()? }))
+    Some((name, Definition { kind, unit, smallest, largest, words: fields.next()?, context: fields.next()? }))
+}
+
+/// Whether a change of the setting needs a restart of the server. What is not known may be an extension's.
+pub(crate) fn needs_restart(name: &str) -> bool {
+    TABLE.context(name).is_none_or(|context| context == "postmaster")
 }
 
 /// Units of memory with their bytes, as PostgreSQL spells them.
@@ -76,8 +133,11 @@ const OWNED: &[(&str, &str)] = &[
 /// Checks one server setting and gives its value as it stands in postgresql.conf.
 pub(super) fn check(name: &str, raw: &Raw) -> Result<String, Fault> {
     check_name(name)?;
-    let Some(definition) = TABLE.get(name) else { return check_unknown(name, raw) };
-    match definition.kind {
+    TABLE.get(name).map_or_else(|| check_unknown(name, raw), |definition| check_value(definition, raw))
+}
+
+fn check_value(definition: &Definition, raw: &Raw) -> Result<String, Fault> {
+    match definition.kind.as_str() {
         "internal" => Err(Fault::new("cannot be set: PostgreSQL only shows it")),
         "bool" => truth(raw).map(on_or_off).ok_or_else(|| Fault::expected("true or false (on or off)", raw)),
         "enum" => check_words(definition, raw),
@@ -93,7 +153,7 @@ fn check_name(name: &str) -> Result<(), Fault> {
     if !name.split('.').all(part_fits) {
         let fault = Fault::new("is not the name of a server setting");
         let lower = name.to_lowercase();
-        return Err(if TABLE.contains_key(lower.as_str()) { fault.hint(format!("write `{lower}`")) } else { fault });
+        return Err(if TABLE.get(&lower).is_some() { fault.hint(format!("write `{lower}`")) } else { fault });
     }
     let owner = OWNED.iter().find(|(owned, _)| match owned.strip_suffix('*') {
         Some(start) => name.starts_with(start),
@@ -109,15 +169,18 @@ fn check_name(name: &str) -> Result<(), Fault> {
 }
 
 fn check_unknown(name: &str, raw: &Raw) -> Result<String, Fault> {
-    match names::nearest(name, TABLE.keys().copied().chain(["extends"])) {
-        Some(nearest) if !name.contains('.') => {
-            Err(Fault::new(format!("is not a setting of PostgreSQL 15; did you mean `{nearest}`?")))
-        }
+    match names::nearest(name, TABLE.names().chain(["extends"])) {
+        Some(_) if !name.contains('.') => Err(not_a_setting(name, TABLE.names().chain(["extends"]))),
         _ => match raw {
             Raw::Bool(value) => Ok(on_or_off(*value)),
             _ => check_string(raw),
         },
     }
+}
+
+fn not_a_setting<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Fault {
+    let guess = names::nearest(name, known).map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+    Fault::new(format!("is not a setting of PostgreSQL 15{guess}"))
 }
 
 fn check_string(raw: &Raw) -> Result<String, Fault> {
@@ -152,12 +215,12 @@ fn check_number(definition: &Definition, raw: &Raw) -> Result<String, Fault> {
         Raw::Float(number) => number.clone(),
         Raw::Bool(_) | Raw::Other(_) => return Err(Fault::expected(&shape_of(definition), raw)),
     };
-    let amount = amount(&text, definition.unit).ok_or_else(|| Fault::expected(&shape_of(definition), raw))?;
+    let amount = amount(&text, &definition.unit).ok_or_else(|| Fault::expected(&shape_of(definition), raw))?;
     let amount = if definition.kind == "integer" { amount.round_ties_even() } else { amount };
     if (definition.smallest..=definition.largest).contains(&amount) {
         return Ok(text);
     }
-    let unit = match definition.unit {
+    let unit = match definition.unit.as_str() {
         "" => String::new(),
         unit => format!(" (in units of {unit})"),
     };
@@ -167,7 +230,7 @@ fn check_number(definition: &Definition, raw: &Raw) -> Result<String, Fault> {
 
 /// What a number of this kind looks like, for a message.
 fn shape_of(definition: &Definition) -> String {
-    let base = definition.unit;
+    let base = definition.unit.as_str();
     match units_of(base) {
         Some((MEMORY, _)) => "a size such as \"128MB\" (units B, kB, MB, GB, TB)".to_owned(),
         Some(_) => format!("a time such as \"500ms\" or \"10s\" (units us, ms, s, min, h, d), or a number of {base}"),
@@ -244,7 +307,7 @@ pub(crate) fn is_on(value: &str) -> bool {
 
 /// Says whether the checked value of a setting is what the server shows in `pg_settings.setting`, which has no units.
 pub(crate) fn same_setting(name: &str, checked: &str, shown: &str) -> bool {
-    let unit = TABLE.get(name).map_or("", |definition| definition.unit);
+    let unit = TABLE.get(name).map_or("", |definition| &definition.unit);
     match (amount(checked, unit), amount(shown, unit)) {
         (Some(checked), Some(shown)) => (checked - shown).abs() < 1e-9,
         _ => checked == shown,
@@ -254,8 +317,8 @@ pub(crate) fn same_setting(name: &str, checked: &str, shown: &str) -> bool {
 /// The bytes of a checked value of a size setting; `None` if the setting is no size.
 pub(crate) fn size_in_bytes(name: &str, value: &str) -> Option<u64> {
     let definition = TABLE.get(name)?;
-    let (family, base) = units_of(definition.unit)?;
-    let bytes = amount(value, definition.unit)? * base;
+    let (family, base) = units_of(&definition.unit)?;
+    let bytes = amount(value, &definition.unit)? * base;
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -278,11 +341,40 @@ mod tests {
 
     #[test]
     fn the_table_is_whole() {
-        assert_eq!(TABLE.len(), 354);
-        for (name, definition) in TABLE.iter() {
-            assert!(matches!(definition.kind, "bool" | "integer" | "real" | "enum" | "string" | "internal"), "{name}");
-            assert!(definition.unit.is_empty() || units_of(definition.unit).is_some(), "{name}");
+        assert_eq!(TABLE.0.len(), 354);
+        for (name, definition) in &TABLE.0 {
+            let kinds = ["bool", "integer", "real", "enum", "string", "internal"];
+            assert!(kinds.contains(&definition.kind.as_str()), "{name}");
+            assert!(definition.unit.is_empty() || units_of(&definition.unit).is_some(), "{name}");
         }
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_known() {
+        for name in ["max_connections", "shared_buffers", "wal_level", "hba_file", "pg_stat_statements.max"] {
+            assert!(needs_restart(name), "{name}");
+        }
+        for name in ["work_mem", "log_statement", "ssl_cert_file", "jit", "checkpoint_timeout"] {
+            assert!(!needs_restart(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_servers_own_table_knows_every_name_and_range() {
+        let server = Definitions::of_server(
+            "work_mem\tinteger\tkB\t64\t2147483647\t\tuser\nsample.limit\tinteger\t\t1\t9\t\tuser",
+        );
+        let refusal = |name: &str, value: &str| {
+            let setting = Setting::default_value(value.to_owned());
+            server.refuse_wrong(&[(name.to_owned(), setting)].into()).map_err(|error| error.to_string())
+        };
+        refusal("work_mem", "8MB").unwrap();
+        refusal("sample.limit", "9").unwrap();
+        refusal("other.thing", "x").unwrap();
+        assert_eq!(refusal("sample.limit", "10").unwrap_err(), "`sample.limit` must be from 1 to 9, found \"10\"");
+        let unknown = refusal("work_men", "8MB").unwrap_err();
+        assert_eq!(unknown, "`work_men` is not a setting of PostgreSQL 15; did you mean `work_mem`?");
+        assert!(refusal("neon_something", "on").unwrap_err().ends_with("is not a setting of PostgreSQL 15"));
     }
 
     #[test]

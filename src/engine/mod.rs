@@ -158,6 +158,8 @@ pub struct Started {
     pub created: bool,
     /// Whether the server was started by this call.
     pub started: bool,
+    /// Whether this call gave a running server another settings file, which it has not read yet.
+    pub reconfigured: bool,
     /// Where the server answers.
     pub endpoint: Endpoint,
     /// The superuser's password that a data folder made by this call has until it gets its own.
@@ -275,7 +277,8 @@ pub trait Engine: Send + Sync {
     /// else's.
     async fn resources(&self) -> Result<Resources>;
 
-    /// Makes what is missing and starts the server; it may not answer logins yet when this returns.
+    /// Makes what is missing and starts the server; it may not answer logins yet when this returns. A server that runs
+    /// already is started anew only if it cannot take what changed while it runs.
     async fn start(&self, request: &StartRequest) -> Result<Started>;
 
     /// Fails, with the server's last log lines, if the server's process is no longer alive.

@@ -14,6 +14,7 @@ use super::{Instance, cannot, private_file};
 use crate::config::EngineChoice;
 use crate::error::{Context, ErrorKind, Result};
 use crate::event::Events;
+use crate::profile::Proven;
 use crate::up::SeedReport;
 
 /// What is known of an instance. A field is `None` while it is not known yet.
@@ -62,6 +63,12 @@ pub struct InstanceRecord {
     /// The file of the authority that signed the server's certificate, if the server has `ssl = on`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub root_cert: Option<PathBuf>,
+    /// The settings with which the server was last seen to run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proven: Option<Proven>,
+    /// Whether other settings than those were about to be given to the server: it may have either.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub changing: bool,
     /// Whether the first initialisation came to its end.
     pub initialised: bool,
     /// What a newer version wrote.

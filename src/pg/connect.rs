@@ -240,6 +240,10 @@ impl LoginError {
             Self::NotPostgres => (ErrorKind::Conflict, Some("choose another port: `database.port` in `tfdev.toml`")),
             Self::Timeout => (ErrorKind::TimedOut, Some("`tfdev logs` shows what the server does")),
             Self::Environment => (ErrorKind::Usage, Some("run `unset PGOPTIONS` first")),
+            Self::Tls(_) if matches!(login.tls, Tls::VerifyFull { .. }) => (
+                ErrorKind::Failed,
+                Some("`tfdev up` makes a certificate that has expired, or whose authority's file is gone, anew"),
+            ),
             Self::Tls(_) | Self::Other(_) => (ErrorKind::Failed, None),
         };
         let error = Error::new(kind, format!("cannot log in to `{login}`: {self}"));

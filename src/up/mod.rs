@@ -1,27 +1,30 @@
 //! `up`: from nothing, or from anything that an earlier run left, to a server that answers, is migrated and seeded.
 //!
 //! What must hold: what can be wrong in the input is found before anything is started; running it again changes nothing;
-//! and it can be killed at any point and run again.
+//! it can be killed at any point and run again; and settings with which the server does not run are taken back.
 
+mod change;
 mod record;
 mod run;
+mod work;
 
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use self::run::Run;
+use self::work::{Begun, Work};
 use crate::config::Settings;
-use crate::engine::{self, Engine, EngineKind, Parts, StartRequest, State};
+use crate::engine::{self, EngineKind, Parts, State};
 use crate::error::Result;
 use crate::event::Events;
-use crate::identity;
 use crate::instance::{Instance, InstanceLock, InstanceRecord};
 use crate::migrate::Source;
-use crate::profile::{self, DataPlacement, Profile};
+use crate::profile::{self, Change, Profile};
 use crate::seed::{DataSet, SeedOutcome};
-use crate::spec::ServerSpec;
-use crate::tls::ServerCertificate;
+use crate::snapshot::{self, Snapshots};
+
+/// From how many bytes on a data set is compared with the room that there is.
+const WORTH_A_LOOK: u64 = 64 << 20;
 
 /// What `up` found and did; its JSON is the contract (`CLI.md` § Output).
 #[derive(Debug, Serialize)]
@@ -40,6 +43,8 @@ pub struct UpReport {
     pub created: bool,
     /// Whether the server was started by this call.
     pub started: bool,
+    /// The settings that this call changed, of an instance that was there before.
+    pub changes: Vec<Change>,
     /// What the instance is made of: the keys `container`, `volume`, `image` and `data_dir`.
     #[serde(flatten)]
     pub parts: Parts,
@@ -136,50 +141,33 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         Some(found) => found,
         None => engine.source(settings.image.as_ref(), last_image).await?,
     };
-    let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
-    if !identity::data_stays(&observed, &spec) {
-        record.system_identifier = None;
+    let work = Work { settings, instance: &instance, engine: engine.as_ref(), source: &source, id, timeout, events };
+    let Begun { started, server, connection, changes, written } =
+        Box::pin(work.begin(&inputs.profile, &observed, &mut record)).await?;
+    if let Some(dataset) = inputs.dataset.as_ref().filter(|dataset| dataset.estimated_bytes() > WORTH_A_LOOK)
+        && record.seed.is_none()
+    {
+        let options = snapshot::Options::of(settings, inputs.profile.limits);
+        let what = format!("the data set `{}`", dataset.name());
+        let snapshots = Snapshots::new(&server, &record, options, events);
+        Box::pin(snapshots.check_room(&what, dataset.estimated_bytes())).await?;
     }
-    let request = StartRequest { spec, certificate, id, last_port: record.port };
-    // On record before the engine makes anything that carries the identity.
-    let written = record::remember(&instance, &record, None)?;
-    let starting = Instant::now();
-    let started = engine.start(&request).await?;
-    record.port = Some(started.endpoint.port);
-    record.image.clone_from(&started.parts.image);
-    record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
-    let server = engine.server(settings, started.endpoint.clone(), record.root_cert.clone(), events).await?;
-    let run = Run {
-        instance: &instance,
-        id,
-        engine: engine.as_ref(),
-        server: &server,
-        stored: request.spec.stored,
-        must_flush: request.spec.data == DataPlacement::Volume && (started.created || !record.initialised),
-        image_changed: record.image_id.as_ref().is_some_and(|id| *id != source.id),
-        events,
-        timeout,
-    };
-    let connection = run.ready(&started, &mut record).await?;
-    if started.started {
-        events.finished("Started PostgreSQL", starting.elapsed());
-    }
+    let run = work.run(&server, &inputs.profile, &started, &record);
     let (migrations, seed) = run.fill(connection, &inputs, started.started).await?;
     record.initialised = true;
-    record.image_id = Some(source.id);
+    record.image_id = Some(source.id.clone());
     record.profile = Some(inputs.profile.name.clone());
     if let Some(seed) = &seed {
         record.remember_seed(seed);
     }
     record::remember(&instance, &record, Some(&written))?;
     Ok(UpReport {
-        project: instance.project,
-        instance: instance.name,
         engine: engine.kind(),
         profile: inputs.profile.name,
         state: State::Running,
         created: started.created,
         started: started.started,
+        changes,
         parts: started.parts,
         host: server.endpoint.host.clone(),
         port: server.endpoint.port,
@@ -189,26 +177,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         migrations,
         seed,
         elapsed_ms: u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+        project: instance.project,
+        instance: instance.name,
     })
-}
-
-/// The server that the instance is to have, and its certificate if the profile has `ssl = on`.
-fn spec(
-    settings: &Settings,
-    inputs: &Inputs,
-    instance: &Instance,
-    engine: &dyn Engine,
-    source: &engine::Source,
-) -> Result<(ServerSpec, Option<ServerCertificate>)> {
-    let spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
-    // None for a server that is someone else's.
-    let Some(host) = engine.certificate_host() else { return Ok((spec, None)) };
-    if inputs.profile.has_short_logins() {
-        return Ok((spec.with_short_logins(), None));
-    }
-    if !inputs.profile.ssl {
-        return Ok((spec, None));
-    }
-    let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
-    Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
 }

@@ -32,7 +32,6 @@ fn the_container_has_the_limits_and_labels_of_the_source() {
     for (name, value) in [
         ("dev.tfdev.project", project),
         ("dev.tfdev.instance", "dev"),
-        ("dev.tfdev.profile", "dev"),
         ("dev.tfdev.version", env!("CARGO_PKG_VERSION")),
         ("com.docker.compose.project", &format!("tfdev-{project}")),
         ("com.docker.compose.service", "dev"),
@@ -66,20 +65,6 @@ fn the_port_is_published_on_loopback_alone() {
     let published = json!([{ "HostIp": "127.0.0.1", "HostPort": up["port"].to_string() }]);
     assert_eq!(container["HostConfig"]["PortBindings"], json!({ "5432/tcp": published }));
     assert_eq!(container["NetworkSettings"]["Ports"], json!({ "5432/tcp": published }));
-}
-
-#[test]
-fn a_changed_setting_makes_the_container_anew() {
-    let Some(env) = TestEnv::docker() else { return };
-    let up = env.up();
-    let container = up["container"].as_str().unwrap();
-    let first = docker::id(container);
-    env.write("tfdev.toml", "[profiles.dev]\nwork_mem = \"8MB\"\n");
-    assert_eq!(env.up()["volume"], up["volume"]);
-    let second = docker::id(container);
-    assert_ne!(first, second);
-    env.up();
-    assert_eq!(docker::id(container), second);
 }
 
 #[test]

@@ -97,7 +97,7 @@ fn up_tells_the_keys_and_types_of_the_contract(env: &TestEnv) {
             "project": null, "instance": "dev", "engine": env.engine().kind(), "profile": "dev", "state": "running",
             "created": true, "started": env.engine().runs_the_server(), "container": null, "volume": null, "image": null,
             "data_dir": null, "registry": null, "host": "127.0.0.1", "port": null, "database": "taskflow",
-            "user": env.user(), "url": null,
+            "user": env.user(), "url": null, "changes": [],
             "migrations": { "applied": 3, "total": 3 },
             "seed": { "dataset": "small", "users": 10, "tasks": 50, "applied": true },
             "elapsed_ms": null,
@@ -126,7 +126,7 @@ fn status_tells_absent_running_unhealthy_crashed_and_stopped(env: &TestEnv) {
 
     let up = env.up();
     let running = env.status();
-    for key in up.as_object().unwrap().keys().filter(|key| !["elapsed_ms", "seed"].contains(&key.as_str())) {
+    for key in up.as_object().unwrap().keys().filter(|key| !["elapsed_ms", "seed", "changes"].contains(&key.as_str())) {
         let expected = if ["created", "started"].contains(&key.as_str()) { &json!(false) } else { &up[key] };
         assert_eq!(&running[key], expected, "{key}");
     }

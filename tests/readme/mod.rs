@@ -57,6 +57,13 @@ fn the_tour_works_and_prints_what_it_shows() {
 }
 
 #[test]
+fn the_example_of_profiles_works_and_prints_what_it_shows() {
+    let Some(env) = TestEnv::docker() else { return };
+    env.up();
+    assert_printed("Profiles", &run_script(&env, &[], &blocks("Profiles", "sh")));
+}
+
+#[test]
 fn the_examples_of_fresh_databases_work_in_a_shell_and_in_a_ci_job() {
     let Some(env) = TestEnv::docker() else { return };
     let section = "Fresh databases for tests";

@@ -63,7 +63,7 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Verify(command) => return verify::run(&command, session).await,
         Command::Doctor(command) => return doctor::run(&command, session).await,
         Command::Image(command) => image::run(command, session).await?,
-        Command::Compose(command) => compose::run(&command, session)?,
+        Command::Compose(command) => compose::run(&command, session).await?,
         Command::Config(command) => config::run(&command, session)?,
         Command::Init(command) => init::run(&command, session)?,
         Command::Completions(command) => return completions::run(&command, &session.output),

@@ -37,8 +37,10 @@ fn write_report(report: &UpReport, out: &mut dyn Write) -> std::io::Result<()> {
         "created and running"
     } else if report.started {
         "started"
-    } else {
+    } else if report.changes.is_empty() {
         "running"
+    } else {
+        "running with new settings"
     };
     writeln!(out, "{} is {verb} ({}, profile {}) after {elapsed}", report.instance, report.engine, report.profile)?;
     writeln!(out)?;
@@ -55,6 +57,9 @@ fn write_report(report: &UpReport, out: &mut dyn Write) -> std::io::Result<()> {
     }
     if let Some(registry) = &parts.registry {
         writeln!(out, "  registry    database {registry}")?;
+    }
+    for (index, change) in report.changes.iter().enumerate() {
+        writeln!(out, "  {:<12}{change}", if index == 0 { "settings" } else { "" })?;
     }
     writeln!(out, "  migrations  {} of {} applied", report.migrations.applied, report.migrations.total)?;
     if let Some(seed) = &report.seed {

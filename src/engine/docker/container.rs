@@ -13,8 +13,8 @@ use uuid::Uuid;
 use super::labels;
 use crate::health;
 use crate::instance::Instance;
-use crate::profile::DataPlacement;
-use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
+use crate::profile::{DataPlacement, Limits};
+use crate::spec::{CONFIGURATION_FILE, DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
 
 /// The server's port inside the container, as the engine's API writes it.
 pub const SERVER_PORT: &str = "5432/tcp";
@@ -38,6 +38,21 @@ pub fn environment(data: DataPlacement) -> Vec<String> {
         format!("PGDATA={DATA_DIRECTORY}"),
         format!("TZ={TIME_ZONE}"),
     ]
+}
+
+/// The server's command line: its settings are in a file, so that it can read them again while it runs.
+pub fn command() -> Vec<String> {
+    vec!["postgres".to_owned(), "-c".to_owned(), format!("config_file={CONFIGURATION_FILE}")]
+}
+
+/// The settings file of `spec`: ours come after those that the data folder has, and before a person's `ALTER SYSTEM`.
+pub fn configuration(spec: &ServerSpec) -> String {
+    format!("include = '{DATA_DIRECTORY}/postgresql.conf'\n{}", spec.configuration())
+}
+
+/// How data in memory is mounted.
+pub fn memory_options(limits: &Limits) -> String {
+    format!("rw,nosuid,nodev,size={}", limits.storage_bytes)
 }
 
 /// The healthcheck that other tools see: the question of `tfdev health`, asked as the superuser, for whom the server keeps
@@ -77,13 +92,12 @@ pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, por
             }]);
         }
         DataPlacement::Memory => {
-            let options = format!("rw,nosuid,nodev,size={}", limits.storage_bytes);
-            host_config.tmpfs = Some(HashMap::from([(DATA_DIRECTORY.to_owned(), options)]));
+            host_config.tmpfs = Some(HashMap::from([(DATA_DIRECTORY.to_owned(), memory_options(limits))]));
         }
     }
     ContainerCreateBody {
         image: Some(spec.image_id.clone()),
-        cmd: Some(spec.command()),
+        cmd: Some(command()),
         env: Some(environment(spec.data)),
         labels: Some(labels::of_container(instance, id, spec)),
         exposed_ports: Some(vec![SERVER_PORT.to_owned()]),

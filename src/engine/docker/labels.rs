@@ -15,9 +15,7 @@ pub const PROJECT: &str = "dev.tfdev.project";
 pub const INSTANCE: &str = "dev.tfdev.instance";
 /// The instance's identity, which its data carries too.
 pub const ID: &str = "dev.tfdev.id";
-/// The profile's name.
-pub const PROFILE: &str = "dev.tfdev.profile";
-/// The hash of the [`ServerSpec`].
+/// [`ServerSpec::body_hash`]: what the container was made for. Its settings are in a file, and can change.
 pub const SPEC_HASH: &str = "dev.tfdev.spec-hash";
 /// The tfdev that made it.
 pub const VERSION: &str = "dev.tfdev.version";
@@ -46,15 +44,14 @@ pub fn of_container(instance: &Instance, id: Uuid, spec: &ServerSpec) -> Labels 
     let mut labels = identity(instance, id);
     labels.extend(
         [
-            (PROFILE, spec.profile.clone()),
-            (SPEC_HASH, spec.hash()),
+            (SPEC_HASH, spec.body_hash()),
             (IMAGE, spec.image.clone()),
             (IMAGE_ID, spec.image_id.clone()),
             ("com.docker.compose.project", instance.compose_project()),
             ("com.docker.compose.service", instance.name.clone()),
             ("com.docker.compose.container-number", "1".to_owned()),
             ("com.docker.compose.oneoff", "False".to_owned()),
-            ("com.docker.compose.config-hash", spec.hash()),
+            ("com.docker.compose.config-hash", spec.body_hash()),
             ("com.docker.compose.project.working_dir", instance.project_dir.display().to_string()),
             ("com.docker.compose.project.config_files", String::new()),
             ("com.docker.compose.version", format!("tfdev {}", env!("CARGO_PKG_VERSION"))),

@@ -38,14 +38,17 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::image::{self, Sources};
 use crate::instance::Instance;
-use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
+use crate::spec::{CONFIGURATION_FILE, Configuration, DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerState, MountPoint};
 use bollard::query_parameters::{
-    InspectContainerOptions, LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveVolumeOptions,
-    StopContainerOptionsBuilder,
+    InspectContainerOptions, KillContainerOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveVolumeOptions, StopContainerOptionsBuilder,
 };
 use futures_util::StreamExt;
+
+/// How often a container that is to stop is told so.
+const SIGNAL_EVERY: Duration = Duration::from_millis(500);
 
 /// The Docker engine for one instance.
 #[derive(Debug)]
@@ -193,7 +196,19 @@ impl DockerEngine {
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let patient =
             self.docker().clone().with_timeout(Duration::from_secs(STOP_TIMEOUT_SECONDS.cast_unsigned() + 30));
-        match patient.stop_container(name, Some(options)).await {
+        let mut stop = std::pin::pin!(patient.stop_container(name, Some(options)));
+        let stopped = loop {
+            tokio::select! {
+                stopped = &mut stop => break stopped,
+                // The image's entrypoint hears no signal before it becomes the server, and a server that stops already
+                // does not mind another one. If there is nothing left to hear it, the stop is about to say so.
+                () = tokio::time::sleep(SIGNAL_EVERY) => {
+                    let signal = KillContainerOptionsBuilder::default().signal("SIGINT").build();
+                    let _ = self.docker().kill_container(name, Some(signal)).await;
+                }
+            }
+        };
+        match stopped {
             Ok(()) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
             Err(error) => Err(failed(&format!("stop container `{name}`"), error)),
@@ -302,11 +317,13 @@ impl Engine for DockerEngine {
             });
         };
         let (state, reason) = container.observe();
+        let configuration = self.read_file(&self.instance.container_name(), CONFIGURATION_FILE).await?;
+        let configuration = Configuration::of(&configuration.unwrap_or_default());
         Ok(Observed {
             state,
             id: labels::id(Some(&container.labels)),
-            spec_hash: container.label(labels::SPEC_HASH),
-            profile: container.label(labels::PROFILE),
+            spec_hash: configuration.hash,
+            profile: configuration.profile,
             endpoint: container.port.map(|port| self.endpoint(port)),
             parts: self.parts(&container),
             limits_enforced: true,

@@ -25,8 +25,12 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Password, Secrets};
 use crate::profile::DataPlacement;
 use crate::spec::{
-    CERTIFICATE_FILE, DATA_DIRECTORY, FILES_DIRECTORY, HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
+    CERTIFICATE_FILE, CONFIGURATION_FILE, Configuration, DATA_DIRECTORY, FILES_DIRECTORY,
+    HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
 };
+
+/// Who runs the server in every image of the official image's contract.
+const SERVER_USER: &str = "postgres";
 
 /// What a volume holds, as its files tell.
 enum Contents {
@@ -39,20 +43,19 @@ enum Contents {
 impl DockerEngine {
     pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
         let (found, _) = self.look().await?;
-        let hash = request.spec.hash();
         let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
         if let Some(found) = &found {
+            let hash = request.spec.body_hash();
             let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
-            if same && found.is_running() && found.port.is_some() {
-                return self.started(false, false, None).await;
-            }
-            if same && found.is_paused() {
-                let name = self.instance.container_name();
-                self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
-                return self.started(false, false, None).await;
+            let mut stopped = !found.is_running() && !found.is_paused();
+            if same && !stopped && found.port.is_some() {
+                match self.keep_running(request, found).await? {
+                    Some(started) => return Ok(started),
+                    None => stopped = true,
+                }
             }
             if same
-                && !found.is_running()
+                && stopped
                 && let Some(started) = self.start_again(request, found).await?
             {
                 return Ok(started);
@@ -60,6 +63,27 @@ impl DockerEngine {
             self.take_away(found).await?;
         }
         self.create_and_start(request, address).await
+    }
+
+    /// Lets the server run on, with another settings file if it has another one. `None`, with the server stopped, if it
+    /// can take its new settings at a start only: the file that it has is always one that it could read.
+    async fn keep_running(&self, request: &StartRequest, found: &Container) -> Result<Option<Started>> {
+        let name = self.instance.container_name();
+        if found.is_paused() {
+            self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
+        }
+        let configuration = self.read_file(&name, CONFIGURATION_FILE).await?.unwrap_or_default();
+        if Configuration::of(&configuration).hash.as_deref() != Some(&request.spec.hash()) {
+            self.events.note("The server's settings changed: it is restarted, its data stays");
+            self.stop_container(&name).await?;
+            return Ok(None);
+        }
+        let started = self.started(false, false, None).await?;
+        let reconfigured = configuration != container::configuration(&request.spec);
+        if reconfigured {
+            self.upload_settings(request).await?;
+        }
+        Ok(Some(Started { reconfigured, ..started }))
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
@@ -74,6 +98,8 @@ impl DockerEngine {
             }
         }
         self.explain_last_end(found);
+        // Whoever meddled with them, and whatever of them may be changed without making the container anew.
+        self.upload_settings(request).await?;
         match self.start_container().await {
             // Data in memory went with the server, so the image makes it anew.
             Ok(()) => Ok(Some(self.started(request.spec.data == DataPlacement::Memory, true, None).await?)),
@@ -99,7 +125,7 @@ impl DockerEngine {
     async fn take_away(&self, found: &Container) -> Result<()> {
         let name = self.instance.container_name();
         if found.state.running.unwrap_or_default() {
-            self.events.note("The server's settings or image changed: it is restarted, its data stays");
+            self.events.note("The server's image, limits or port changed: it is restarted, its data stays");
             if found.is_paused() {
                 self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
             }
@@ -184,14 +210,42 @@ impl DockerEngine {
             other => other,
         }
         .map_err(|error| failed(&format!("create container `{name}`"), error))?;
+        self.upload_settings(request).await
+    }
+
+    /// Puts the server's settings and what they name into the container.
+    async fn upload_settings(&self, request: &StartRequest) -> Result<()> {
+        let name = self.instance.container_name();
         let password = Secrets::of(&self.instance).superuser(&self.events)?;
+        let configuration = container::configuration(&request.spec);
         let mut files = vec![(container::PASSWORD_FILE, password.expose())];
         if let Some(certificate) = &request.certificate {
             files.push((CERTIFICATE_FILE, &certificate.certificate));
             files.push((KEY_FILE, certificate.key.expose()));
         }
         files.extend(request.spec.login_rules().map(|rules| (HOST_BASED_AUTHENTICATION_FILE, rules)));
-        self.upload_files(&name, &files, self.file_owner(&request.spec.image_id)).await
+        // Last: it says that the others are as it names them.
+        files.push((CONFIGURATION_FILE, &configuration));
+        let owner = match self.file_owner(&request.spec.image_id) {
+            Some(owner) => owner,
+            None => self.server_user(&name).await?,
+        };
+        self.upload_files(&name, &files, owner).await
+    }
+
+    /// The number and group of the user who runs the server, as the image's own list of users has them.
+    pub(super) async fn server_user(&self, name: &str) -> Result<(u64, u64)> {
+        let users = self.read_file(name, "/etc/passwd").await?.unwrap_or_default();
+        let number = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+        let found = users.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            (fields.next() == Some(SERVER_USER)).then_some(())?;
+            Some((number(fields.nth(1))?, number(fields.next())?))
+        });
+        found.ok_or_else(|| {
+            Error::failed(format!("the image of container `{name}` has no user `{SERVER_USER}`"))
+                .hint("use an image of the official image's contract, such as `postgres:15-alpine`")
+        })
     }
 
     pub(super) async fn create_named(
@@ -212,7 +266,7 @@ impl DockerEngine {
         &self,
         name: &str,
         files: &[(&str, &str)],
-        owner: Option<(u64, u64)>,
+        (user, group): (u64, u64),
     ) -> Result<()> {
         let what = || format!("upload files into container `{name}`");
         let mut builder = tar::Builder::new(Vec::new());
@@ -224,10 +278,8 @@ impl DockerEngine {
         builder.append_data(&mut folder, relative(FILES_DIRECTORY) + "/", std::io::empty()).or_failed(what)?;
         for (path, text) in files {
             let mut header = tar::Header::new_ustar();
-            // Who runs the server is known from the image's data folder. Where that was never made, for data in memory,
-            // the file must be readable for a user of unknown number; in there are only root and the server.
-            header.set_mode(if owner.is_some() { 0o400 } else { 0o444 });
-            let (user, group) = owner.unwrap_or_default();
+            // PostgreSQL refuses a key that others may read.
+            header.set_mode(0o400);
             header.set_uid(user);
             header.set_gid(group);
             header.set_size(text.len() as u64);
@@ -334,9 +386,10 @@ impl DockerEngine {
         }
     }
 
-    /// The text of a file of the data folder in the container `name`, which need not run; `None` if there is no such file.
+    /// The text of a file, of the data folder unless its path is absolute, in the container `name`, which need not run;
+    /// `None` if there is no such file.
     pub(super) async fn read_file(&self, name: &str, file: &str) -> Result<Option<String>> {
-        let path = format!("{DATA_DIRECTORY}/{file}");
+        let path = if file.starts_with('/') { file.to_owned() } else { format!("{DATA_DIRECTORY}/{file}") };
         let what = || format!("read `{path}` in container `{name}`");
         let options = DownloadFromContainerOptionsBuilder::default().path(&path).build();
         let mut stream = self.docker().download_from_container(name, Some(options));
@@ -384,7 +437,8 @@ impl DockerEngine {
                 "look at it with `docker inspect {name}`; `tfdev up` makes it anew after `docker rm -f {name}`"
             )));
         };
-        Ok(Started { created, started, endpoint: self.endpoint(port), first_password, parts: self.parts(&found) })
+        let (endpoint, parts) = (self.endpoint(port), self.parts(&found));
+        Ok(Started { created, started, reconfigured: false, endpoint, first_password, parts })
     }
 
     pub(super) async fn check_alive_now(&self, found: &Container) -> Result<()> {

@@ -92,7 +92,8 @@ impl DockerEngine {
         };
         let create = || format!("create container `{name}`");
         self.create_named(name, body).await.map_err(|error| failed(&create(), error))?;
-        self.upload_files(name, &[(container::PASSWORD_FILE, password.expose())], None).await?;
+        let owner = self.server_user(name).await?;
+        self.upload_files(name, &[(container::PASSWORD_FILE, password.expose())], owner).await?;
         self.docker()
             .start_container(name, None::<StartContainerOptions>)
             .await

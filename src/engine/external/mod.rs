@@ -405,7 +405,8 @@ impl Engine for ExternalEngine {
     async fn start(&self, request: &StartRequest) -> Result<Started> {
         let created = self.make(request).await?;
         let parts = parts(request.id);
-        Ok(Started { created, started: false, endpoint: self.endpoint(), first_password: None, parts })
+        let endpoint = self.endpoint();
+        Ok(Started { created, started: false, reconfigured: false, endpoint, first_password: None, parts })
     }
 
     async fn check_alive(&self) -> Result<()> {

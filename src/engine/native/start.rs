@@ -29,6 +29,7 @@ impl NativeEngine {
                 return Ok(Started {
                     created: false,
                     started: false,
+                    reconfigured: self.reconfigure(&found, request, port)?,
                     endpoint: endpoint(port),
                     first_password: None,
                     parts,
@@ -52,10 +53,24 @@ impl NativeEngine {
         Ok(Started {
             created: first_password.is_some(),
             started: true,
+            reconfigured: false,
             endpoint: endpoint(port),
             first_password,
             parts: Parts { data_dir: Some(place.data()), ..Parts::default() },
         })
+    }
+
+    /// Gives the running server its settings file, if that is another one than it has.
+    fn reconfigure(&self, found: &Found, request: &StartRequest, port: u16) -> Result<bool> {
+        let (Some(folder), socket_dir) = (&found.folder, self.socket_dir(&found.place)) else { return Ok(false) };
+        if settings_file::is_current(&found.place, request, port, &socket_dir) {
+            return Ok(false);
+        }
+        settings_file::write(&found.place, folder.account, request, port, &socket_dir)?;
+        if let Some(kept) = found.kept.as_ref().filter(|kept| kept.profile != request.spec.profile) {
+            Kept { profile: request.spec.profile.clone(), ..kept.clone() }.write(&found.place)?;
+        }
+        Ok(true)
     }
 
     /// Lets a server go on that a signal had stopped.
