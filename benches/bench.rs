@@ -54,6 +54,7 @@ const CASES: &[Case] = &[
     docker_case("up-new", "`up` on a new volume, against `docker run` until its first login", up_new),
     docker_case("up-running", "`up` when all is there", up_running),
     docker_case("up-stopped", "`up` on a stopped instance, against `docker start`", up_stopped),
+    docker_case("profile", "another profile, against `docker restart`", switch_profile),
     #[cfg(unix)]
     case("native-up-new", "native `up` on a new instance, against initdb, start and login by hand", native::up_new),
     #[cfg(unix)]
@@ -180,6 +181,30 @@ fn up_stopped(world: &World) -> Outcome<Vec<Measurement>> {
         let mut start = Command::new("docker");
         start.args(["start", container]);
         time.baseline.push_milliseconds(world.until_login(start, &login)?);
+    }
+    Ok(vec![time])
+}
+
+/// `up` with another profile, both ways, against a bare restart of the same container until its first login.
+fn switch_profile(world: &World) -> Outcome<Vec<Measurement>> {
+    let mut time = Measurement::new("another profile", "ms", Target::RatioAtMost(1.2));
+    let (_, report) = world.timed(&["up"])?;
+    let container = report["container"].as_str().ok_or("`up` named no container")?.to_owned();
+    let login: PgConnectOptions = report["url"].as_str().ok_or("`up` named no URL")?.parse()?;
+    for _ in 0..ROUNDS {
+        for profile in ["prod", "dev"] {
+            let (elapsed, report) = world.timed(&["up", "--profile", profile])?;
+            if report["started"] != true || report["created"] == true {
+                return Err("another profile did not restart the server".into());
+            }
+            time.tfdev.push_milliseconds(elapsed);
+        }
+        // The server is that of `dev` now, which takes the login without encryption.
+        for _ in 0..2 {
+            let mut restart = Command::new("docker");
+            restart.args(["restart", "--time", "120", &container]);
+            time.baseline.push_milliseconds(world.until_login(restart, &login)?);
+        }
     }
     Ok(vec![time])
 }

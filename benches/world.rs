@@ -182,10 +182,14 @@ pub(crate) fn likeness(container: &str) -> Outcome<Likeness> {
         value.as_array().into_iter().flatten().filter_map(|text| text.as_str().map(str::to_owned)).collect()
     };
     let arguments = texts(&config["Env"]).into_iter().find(|variable| variable.starts_with("POSTGRES_INITDB_ARGS"));
+    // The settings are in a file of tfdev's; a container by hand has them on its command line.
+    let file = docker(&["exec", container, "cat", "/etc/tfdev/postgresql.conf"])?;
+    let lines = file.lines().filter_map(|line| line.split_once(" = ")).filter(|(name, _)| *name != "include");
+    let settings = lines.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={}", value.trim_matches('\''))]);
     let cores = host["NanoCpus"].as_f64().ok_or("the container has no limit of processor time")? / 1e9;
     Ok(Likeness {
         image: config["Image"].as_str().ok_or("the container has no image")?.to_owned(),
-        command: texts(&config["Cmd"]),
+        command: std::iter::once("postgres".to_owned()).chain(settings).collect(),
         limits: [
             format!("--memory={}", host["Memory"]),
             format!("--shm-size={}", host["ShmSize"]),
