@@ -263,6 +263,16 @@ impl Profile {
         resolve(settings.profile_name(), &settings.profiles)
     }
 
+    /// Why a server with this profile has no archived log; `None` if it can have one.
+    pub(crate) fn no_archive(&self) -> Option<String> {
+        let profile = &self.name;
+        if self.data == DataPlacement::Memory {
+            return Some(format!("the data of the profile `{profile}` is in memory and goes with its server"));
+        }
+        let is_minimal = self.settings.get("wal_level").is_some_and(|level| level.value == "minimal");
+        is_minimal.then(|| format!("the profile `{profile}` has `wal_level = \"minimal\"`, whose log leads nowhere"))
+    }
+
     /// Refuses settings that are right one by one, but with which the server would not start or not live.
     fn check(&self) -> Result<()> {
         self.check_wal_senders()?;

@@ -102,6 +102,14 @@ impl ServerSpec {
         self
     }
 
+    /// Lets the server archive its log for `tfdev backup`.
+    #[must_use]
+    pub fn with_archive(mut self) -> Self {
+        let settings = crate::backup::wal::settings(self.limits.storage_bytes);
+        self.settings.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        self
+    }
+
     /// The server's command line: `postgres -c name=value …`, in the order of the names.
     pub fn command(&self) -> Vec<String> {
         let arguments = self.settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);

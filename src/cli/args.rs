@@ -4,8 +4,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate, psql,
-    reset, seed, snapshot, status, up, url,
+    backup, completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate,
+    psql, reset, seed, snapshot, status, up, url,
 };
 #[cfg(unix)]
 use super::commands::{fresh, test};
@@ -114,6 +114,8 @@ pub enum Command {
     Test(test::Test),
     /// Keep one database state for each branch, by a git hook
     Hooks(hooks::Hooks),
+    /// Make backups, recover to any second, and prove that it works
+    Backup(backup::Backup),
     /// Get, build, load or save the server's image
     Image(image::Image),
     /// Print the Compose file that equals the instance

@@ -13,13 +13,14 @@ use serde::{Deserialize, Serialize};
 use self::run::Run;
 use crate::config::Settings;
 use crate::engine::{self, Engine, EngineKind, Parts, StartRequest, State};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::identity;
 use crate::instance::{Instance, InstanceLock, InstanceRecord};
 use crate::migrate::Source;
 use crate::profile::{self, DataPlacement, Profile};
 use crate::seed::{DataSet, SeedOutcome};
+use crate::server::Server;
 use crate::spec::ServerSpec;
 use crate::tls::ServerCertificate;
 
@@ -129,6 +130,9 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
         events.warning(reason.clone());
     }
+    if let Some(record) = InstanceRecord::read(&instance, events)?.filter(|record| record.restoring) {
+        return Err(unfinished_restore(&instance, &record));
+    }
     let (id, mut record) = record::recall(&instance, engine.kind(), &observed, events)?;
     record.engine_reason.get_or_insert(chosen.reason);
     let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
@@ -136,7 +140,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         Some(found) => found,
         None => engine.source(settings.image.as_ref(), last_image).await?,
     };
-    let (spec, certificate) = spec(settings, &inputs, &instance, engine.as_ref(), &source)?;
+    let (spec, certificate) = spec(settings, &inputs.profile, &instance, engine.as_ref(), &source, record.archive_off)?;
     if !identity::data_stays(&observed, &spec) {
         record.system_identifier = None;
     }
@@ -191,16 +195,57 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     })
 }
 
-/// The server that the instance is to have, and its certificate if the profile has `ssl = on`.
-fn spec(
+/// The error for an instance that was to be made from a backup, which was cut off.
+fn unfinished_restore(instance: &Instance, _: &InstanceRecord) -> Error {
+    let message = format!("the instance `{}` was being restored from a backup, which was cut off", instance.name);
+    Error::new(ErrorKind::Refused, message)
+        .hint(format!("begin anew with `tfdev backup restore … --as {}`", instance.name))
+        .hint(format!("or remove it with `tfdev destroy --instance {}`", instance.name))
+}
+
+/// Starts an instance whose data was restored, and makes it this machine's own: passwords, role, database and mark. It is
+/// neither migrated nor seeded. The caller holds the instance's lock.
+pub(crate) async fn adopt(
     settings: &Settings,
-    inputs: &Inputs,
+    instance: &Instance,
+    engine: &dyn Engine,
+    request: &StartRequest,
+    record: &mut InstanceRecord,
+    events: &Events,
+) -> Result<Server> {
+    let started = engine.start(request).await?;
+    record.port = Some(started.endpoint.port);
+    record.image.clone_from(&started.parts.image);
+    record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
+    let server = engine.server(settings, started.endpoint.clone(), record.root_cert.clone(), events).await?;
+    let run = Run {
+        instance,
+        id: request.id,
+        engine,
+        server: &server,
+        must_flush: false,
+        image_changed: false,
+        events,
+        timeout: Duration::from_secs(settings.timeout_seconds.value),
+    };
+    crate::provision::close(run.ready(&started, record).await?).await;
+    Ok(server)
+}
+
+/// The server that the instance is to have, and its certificate if the profile has `ssl = on`.
+pub(crate) fn spec(
+    settings: &Settings,
+    profile: &Profile,
     instance: &Instance,
     engine: &dyn Engine,
     source: &engine::Source,
+    archive_off: bool,
 ) -> Result<(ServerSpec, Option<ServerCertificate>)> {
-    let spec = ServerSpec::new(&inputs.profile, &source.name, &source.id, settings.database.port.value);
-    let Some(host) = engine.certificate_host().filter(|_| inputs.profile.ssl) else { return Ok((spec, None)) };
+    let mut spec = ServerSpec::new(profile, &source.name, &source.id, settings.database.port.value);
+    if settings.backup.store.is_some() && !archive_off && profile.no_archive().is_none() {
+        spec = spec.with_archive();
+    }
+    let Some(host) = engine.certificate_host().filter(|_| profile.ssl) else { return Ok((spec, None)) };
     let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
     Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
 }

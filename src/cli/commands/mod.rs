@@ -1,5 +1,6 @@
 //! One file a command: its arguments, one library call, and how its report looks.
 
+pub(super) mod backup;
 pub(super) mod completions;
 pub(super) mod compose;
 pub(super) mod config;
@@ -52,6 +53,7 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         #[cfg(unix)]
         Command::Test(command) => return test::run(command, session).await,
         Command::Hooks(command) => hooks::run(&command, session).await?,
+        Command::Backup(command) => return backup::run(command, session).await,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,
