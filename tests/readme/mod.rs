@@ -5,7 +5,7 @@ mod example;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::support::{Outcome, TestEnv, finish, start};
+use crate::support::{Outcome, TestEngine, TestEnv, finish, start};
 
 const README: &str = include_str!("../../README.md");
 
@@ -54,6 +54,16 @@ fn the_tour_works_and_prints_what_it_shows() {
     let outcome = run_script(&env, &[], &blocks("Tour", "sh"));
     assert_printed("Tour", &outcome);
     assert_eq!(env.in_docker(), Vec::<String>::new());
+}
+
+#[test]
+fn the_example_of_backups_works() {
+    let Some(env) = TestEnv::on(TestEngine::Native) else { return };
+    let file = blocks("Backups", "toml").replace("/var/backups/tfdev", env.path("store").to_str().unwrap());
+    env.write("tfdev.toml", file.replace("shop", &env.id));
+    let outcome = run_script(&env, &[], &blocks("Backups", "sh"));
+    assert!(outcome.stdout.contains("tables are as they were"), "{outcome:?}");
+    env.run(&["destroy", "--all", "--yes"]).ok();
 }
 
 #[test]
