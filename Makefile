@@ -5,7 +5,7 @@ CARGO ?= cargo
 TFDEV = $(CARGO) run --release --quiet --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test kill-matrix check bench docs fmt build clean-docker
+.PHONY: help setup up down test kill-matrix soak check bench docs fmt build clean-docker
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +31,15 @@ test: setup ## Run all tests; those with Docker are skipped if there is none, an
 kill-matrix: ## Kill tfdev at 500 random moments of its work with snapshots, on each engine
 	TFDEV_KILL_ROUNDS=$(or $(ROUNDS),500) $(CARGO) test --test suite -- --nocapture tfdev_is_killed_at_random_moments
 
+soak: ## Take 10,000 fresh databases while processes are killed, on each engine, and look for what is left
+	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --test suite -- --nocapture killed_at_any_moment
+	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --lib -- --nocapture many_leases_in_a_row
+
 check: ## Formatting, lints, documentation, licences
 	$(CARGO) fmt --check
 	$(CARGO) clippy --all-targets --quiet -- -D warnings
 	$(CARGO) clippy --no-default-features --lib --quiet -- -D warnings
+	@scripts/check-library-dependencies
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps --quiet
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "installing cargo-deny, once"; $(CARGO) install cargo-deny --locked; }
 	$(CARGO) fetch --locked --quiet

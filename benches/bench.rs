@@ -10,6 +10,7 @@ mod export;
 mod fresh;
 #[cfg(unix)]
 mod native;
+mod parity;
 mod report;
 mod snapshot;
 mod world;
@@ -65,6 +66,7 @@ const CASES: &[Case] = &[
         export::large,
     ),
     docker_case("fresh", "fresh databases, against bare CREATE and DROP on as many connections", fresh::fresh),
+    docker_case("parity", "`health`, `verify` and `doctor`", parity::parity),
     docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),
 ];
 

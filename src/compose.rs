@@ -36,7 +36,10 @@ pub fn render(settings: &Settings, events: &Events) -> Result<String> {
         PortChoice::Fixed(port) => port,
         PortChoice::Auto => record.and_then(|record| record.port).unwrap_or(ports::PREFERRED),
     };
-    let spec = ServerSpec::new(&profile, &name, "", settings.database.port.value);
+    let mut spec = ServerSpec::new(&profile, &name, "", settings.database.port.value);
+    if profile.has_short_logins() {
+        spec = spec.with_short_logins();
+    }
     Ok(document(&instance, &spec, &settings.database.name.value, port))
 }
 
@@ -72,6 +75,11 @@ fn document(instance: &Instance, spec: &ServerSpec, database: &str, port: u16) -
                 "# The profile says `ssl=on`, for which Compose has no certificate: tfdev makes it for its own server.",
             );
             line(6, "- \"ssl=off\"");
+        } else if argument.starts_with("hba_file=") {
+            line(
+                6,
+                "# tfdev's own server has a file of rules for short logins here. With Compose those of the image hold.",
+            );
         } else {
             line(6, &format!("- {}", scalar(&argument)));
         }

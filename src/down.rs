@@ -99,14 +99,19 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
     let mut destroyed = Vec::new();
     let instances = instances(settings, all)?;
     for instance in &instances {
-        let limit = Duration::from_secs(settings.timeout_seconds.value);
-        let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
-        let engine = engine::choose(settings, instance, events).await?.engine;
-        identity::check(instance, engine.as_ref(), events).await?;
-        events.started(format!("Removing {}", instance.container_name()));
-        let removed = engine.destroy().await?;
-        instance.remove_state_dir()?;
-        destroyed.push(Destroyed { instance: instance.name.clone(), removed });
+        destroyed.push(destroy_instance(settings, instance, events).await?);
     }
     Ok(DestroyReport { project: instances[0].project.clone(), instances: destroyed })
+}
+
+/// Removes one instance with its data, and then its record.
+pub async fn destroy_instance(settings: &Settings, instance: &Instance, events: &Events) -> Result<Destroyed> {
+    let limit = Duration::from_secs(settings.timeout_seconds.value);
+    let _lock = InstanceLock::acquire(instance, "destroy", limit, events).await?;
+    let engine = engine::choose(settings, instance, events).await?.engine;
+    identity::check(instance, engine.as_ref(), events).await?;
+    events.started(format!("Removing {}", instance.container_name()));
+    let removed = engine.destroy().await?;
+    instance.remove_state_dir()?;
+    Ok(Destroyed { instance: instance.name.clone(), removed })
 }

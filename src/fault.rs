@@ -45,6 +45,7 @@ pub const POINTS: &[&str] = &[
     "fresh.make.intent",
     "fresh.make.copied",
     "fresh.sweep.marked",
+    "fresh.reuse.closed",
     "fresh.sweep.dropped",
     "backup.ship.put",
     "backup.ship.stored",

@@ -17,6 +17,8 @@
 //! - [`server`] is what an engine hands back, proven to be the instance's own; [`provision`] makes what a new one lacks.
 //! - [`identity`] tells whether record, labels, data folder and server are of one instance.
 //! - [`checks`] warns of what a server that answers may still have wrong.
+//! - [`health`] asks whether the server lives and is ready; [`verify`] proves on it, row by row, what the source document
+//!   promises; [`doctor`] looks at the machine and says how to mend it; [`server_log`] understands what the server wrote.
 //! - [`pg`], [`migrate`], [`seed`] and [`snapshot`] speak SQL and never ask which engine it is.
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
 //! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
@@ -33,12 +35,14 @@ pub mod checks;
 pub mod cli;
 pub mod compose;
 pub mod config;
+pub mod doctor;
 pub mod down;
 pub mod engine;
 pub mod error;
 pub mod event;
 pub mod fault;
 pub mod fresh;
+pub mod health;
 pub mod hooks;
 pub mod identity;
 pub mod image;
@@ -52,6 +56,7 @@ pub mod provision;
 pub mod psql;
 pub mod seed;
 pub mod server;
+pub mod server_log;
 #[cfg(test)]
 #[path = "../tests/support/skipped.rs"]
 mod skipped;
@@ -60,6 +65,7 @@ pub mod spec;
 pub mod status;
 pub mod tls;
 pub mod up;
+pub mod verify;
 
 pub use error::{Error, ErrorKind, Result};
 pub use fresh::{Fresh, FreshConfig, blocking, fresh};

@@ -273,6 +273,11 @@ impl Profile {
         is_minimal.then(|| format!("the profile `{profile}` has `wal_level = \"minimal\"`, whose log leads nowhere"))
     }
 
+    /// Whether the server keeps passwords so that a login is short: its data is thrown away, and it speaks no TLS.
+    pub fn has_short_logins(&self) -> bool {
+        self.base == BuiltIn::Test && !self.ssl
+    }
+
     /// Refuses settings that are right one by one, but with which the server would not start or not live.
     fn check(&self) -> Result<()> {
         self.check_wal_senders()?;

@@ -10,8 +10,9 @@ use uuid::Uuid;
 use crate::error::{Context, Error, Result};
 use crate::identity::Claim;
 use crate::instance::{Instance, Password};
-use crate::pg::{self, quote, scram};
-use crate::server::{Server, Tenancy};
+use crate::pg::scram::StoredForm;
+use crate::pg::{self, quote};
+use crate::server::{Role, Server, Tenancy};
 use crate::spec::SUPERUSER;
 
 /// What a new server is to get.
@@ -23,6 +24,8 @@ pub struct Provision<'a> {
     pub id: Uuid,
     /// The server, with the roles and databases that it is to have.
     pub server: &'a Server,
+    /// In which form the server is to keep the passwords.
+    pub stored: StoredForm,
 }
 
 /// What is sent before any statement that holds a verifier. A message of its own: a message's text is logged before any
@@ -35,8 +38,8 @@ const UNLOGGED: &str =
 const LOCK: i64 = 0x74_66_64_65_76;
 
 /// The script that sets the superuser's password from a psql beside the server.
-pub fn superuser_password_script(password: &Password) -> Result<String> {
-    let verifier = quote::literal(&scram::verifier(password.expose()))?;
+pub fn superuser_password_script(password: &Password, stored: StoredForm) -> Result<String> {
+    let verifier = quote::literal(&stored.verifier(SUPERUSER, password.expose()))?;
     Ok(format!("{UNLOGGED};\nALTER ROLE {} PASSWORD {verifier};\n", quote::identifier(SUPERUSER)?))
 }
 
@@ -100,15 +103,16 @@ fn script(wanted: &Provision<'_>, identifier: Option<u64>) -> Result<String> {
         // A whole number; unknown where the role may not read it.
         identifier = identifier.map_or_else(|| "NULL".to_owned(), |identifier| identifier.cast_signed().to_string()),
         roles = match wanted.server.tenancy {
-            Tenancy::Whole => roles_script(wanted.server)?,
+            Tenancy::Whole => roles_script(wanted.server, wanted.stored)?,
             Tenancy::Shared => String::new(),
         },
     ))
 }
 
 /// Makes the ordinary role and sets both passwords.
-fn roles_script(server: &Server) -> Result<String> {
+fn roles_script(server: &Server, stored: StoredForm) -> Result<String> {
     let user = quote::identifier(&server.user.name)?;
+    let verifier = |role: &Role| quote::literal(&stored.verifier(&role.name, role.password.expose()));
     Ok(format!(
         "DO $role$ BEGIN
              IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = {user_text}) THEN CREATE ROLE {user}; END IF;
@@ -116,9 +120,9 @@ fn roles_script(server: &Server) -> Result<String> {
          ALTER ROLE {user} LOGIN PASSWORD {user_verifier};
          ALTER ROLE {admin} PASSWORD {admin_verifier};",
         user_text = quote::literal(&server.user.name)?,
-        user_verifier = quote::literal(&scram::verifier(server.user.password.expose()))?,
+        user_verifier = verifier(&server.user)?,
         admin = quote::identifier(&server.admin.name)?,
-        admin_verifier = quote::literal(&scram::verifier(server.admin.password.expose()))?,
+        admin_verifier = verifier(&server.admin)?,
     ))
 }
 

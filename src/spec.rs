@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use sha2::{Digest, Sha256};
 
 use crate::config::PortChoice;
+use crate::pg::scram::StoredForm;
 use crate::profile::{DataPlacement, Limits, Profile};
 
 /// The major version that everything here is made for (CON-003 § Engine).
@@ -35,6 +36,11 @@ pub const HOST_BASED_AUTHENTICATION_FILE: &str = "/etc/tfdev/pg_hba.conf";
 pub const TLS_ONLY_RULES: &str = "local all all trust\nlocal replication all trust\n\
                                   hostssl all all all scram-sha-256\nhostssl replication all all scram-sha-256\n";
 
+/// The rules of a server whose profile is `test` or made from it: passwords for all. The method `md5` takes a password in
+/// either stored form, by its own kind of login.
+pub const SHORT_LOGIN_RULES: &str = "local all all trust\nlocal replication all trust\n\
+                                     host all all all md5\nhost replication all all md5\n";
+
 /// How long a stop may take before the server is killed: a server that writes out its buffers needs more than Docker's
 /// ten seconds.
 pub const STOP_TIMEOUT_SECONDS: i64 = 120;
@@ -51,7 +57,7 @@ pub fn initdb_arguments(data: DataPlacement) -> String {
 }
 
 /// Counts up when the container's layout changes, so that an older container is made anew.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 
 /// The server that an instance is to have.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,6 +78,8 @@ pub struct ServerSpec {
     pub port: PortChoice,
     /// The fingerprint of the server's certificate, if it has `ssl = on`.
     pub certificate: Option<String>,
+    /// In which form it keeps passwords.
+    pub stored: StoredForm,
 }
 
 impl ServerSpec {
@@ -86,6 +94,7 @@ impl ServerSpec {
             data: profile.data,
             port,
             certificate: None,
+            stored: StoredForm::Scram,
         }
     }
 
@@ -108,6 +117,23 @@ impl ServerSpec {
         let settings = crate::backup::wal::settings(self.limits.storage_bytes);
         self.settings.extend(settings.map(|(name, value)| (name.to_owned(), value)));
         self
+    }
+
+    /// Makes logins short: for servers with data that is thrown away.
+    #[must_use]
+    pub fn with_short_logins(mut self) -> Self {
+        self.stored = StoredForm::Md5;
+        self.settings.insert("hba_file".to_owned(), HOST_BASED_AUTHENTICATION_FILE.to_owned());
+        self
+    }
+
+    /// The rules of login that stand in a file of ours; `None` if those of the data folder hold.
+    pub fn login_rules(&self) -> Option<&'static str> {
+        match self.stored {
+            _ if self.certificate.is_some() => Some(TLS_ONLY_RULES),
+            StoredForm::Md5 => Some(SHORT_LOGIN_RULES),
+            StoredForm::Scram => None,
+        }
     }
 
     /// The server's command line: `postgres -c name=value …`, in the order of the names.
@@ -173,6 +199,7 @@ mod tests {
         assert_ne!(base.hash(), image.hash());
         let port = ServerSpec { port: PortChoice::Fixed(6000), ..spec() };
         assert_ne!(base.hash(), port.hash());
+        assert_ne!(base.hash(), spec().with_short_logins().hash());
         let mut limits = spec();
         limits.limits.memory_bytes += 1;
         assert_ne!(base.hash(), limits.hash());

@@ -78,6 +78,28 @@ impl ServerCertificate {
     }
 }
 
+/// The files of certificates below the state folder: of the authority, and of an instance if one is given.
+pub fn certificate_file(state_dir: &Path, instance: Option<&Instance>) -> PathBuf {
+    instance.map_or_else(
+        || state_dir.join("authority/authority.json"),
+        |instance| instance.state_dir.join("certificate.json"),
+    )
+}
+
+/// Until when the certificate in such a file is good; `None` if there is no such file.
+///
+/// Fails if the file cannot be read or holds no certificate.
+pub fn good_until(file: &Path) -> Result<Option<Timestamp>> {
+    let what = || format!("the certificate `{}` cannot be read", file.display());
+    match std::fs::read(file) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        bytes => {
+            let kept: Kept = serde_json::from_slice(&bytes.or_failed(what)?).or_failed(what)?;
+            Ok(Some(kept.not_after))
+        }
+    }
+}
+
 impl PrivateKey {
     /// The key itself.
     pub fn expose(&self) -> &str {

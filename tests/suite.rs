@@ -3,6 +3,7 @@
 //! - `backup` is about full backups, the archived log, and recovery.
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
+//! - `doctor` is what is found on a machine; `health` and `verify` what is found on a server; `logs` what it wrote.
 //! - `export` is a database in one file, from one engine to another, and files that an enemy made.
 //! - `faults` is what happens when something is, over every engine where it can happen there.
 //! - `hooks` is one database state for each branch of a git repository.
@@ -21,11 +22,17 @@
 mod backup;
 mod cli;
 mod contract;
+#[cfg(unix)]
+mod doctor;
 mod export;
 mod external;
 mod faults;
+#[cfg(unix)]
+mod health;
 mod hooks;
 mod identity;
+#[cfg(unix)]
+mod logs;
 mod native;
 #[cfg(unix)]
 mod readme;
@@ -35,3 +42,5 @@ mod skipped;
 #[cfg(unix)]
 mod snapshot;
 mod support;
+#[cfg(unix)]
+mod verify;

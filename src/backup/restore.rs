@@ -527,7 +527,7 @@ impl New {
             quote::literal(&self.request.id.to_string())?,
             quote::literal(&self.instance.project)?,
             quote::literal(&self.instance.name)?,
-            provision::superuser_password_script(&server.admin.password)?,
+            provision::superuser_password_script(&server.admin.password, self.request.spec.stored)?,
         );
         let output =
             self.engine.run(&psql, script.as_bytes()).await?.checked("make the restored server this instance's own")?;

@@ -4,8 +4,8 @@ use clap::parser::ValueSource;
 use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 
 use super::commands::{
-    backup, completions, compose, config as config_command, destroy, down, env, hooks, image, init, logs, man, migrate,
-    psql, reset, seed, snapshot, status, up, url,
+    backup, completions, compose, config as config_command, destroy, doctor, down, env, health, hooks, image, init,
+    logs, man, migrate, psql, reset, seed, snapshot, status, up, url, verify,
 };
 #[cfg(unix)]
 use super::commands::{fresh, test};
@@ -116,6 +116,12 @@ pub enum Command {
     Hooks(hooks::Hooks),
     /// Make backups, recover to any second, and prove that it works
     Backup(backup::Backup),
+    /// Say whether the server lives and is ready
+    Health(health::Health),
+    /// Prove on the running server what the source document promises
+    Verify(verify::Verify),
+    /// Look at this machine, and say what is in the way and how to mend it
+    Doctor(doctor::Doctor),
     /// Get, build, load or save the server's image
     Image(image::Image),
     /// Print the Compose file that equals the instance
@@ -138,6 +144,11 @@ impl Command {
     /// Whether git called, which is to go on whatever happens here.
     pub(super) fn is_of_git(&self) -> bool {
         matches!(self, Self::Hooks(command) if command.is_run())
+    }
+
+    /// Whether the command is to work also where the configuration is wrong.
+    pub(super) fn works_without_configuration(&self) -> bool {
+        matches!(self, Self::Doctor(_))
     }
 
     /// Whether the command passes Ctrl-C on to a program of its own.

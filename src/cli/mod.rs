@@ -30,6 +30,8 @@ pub(crate) struct Session {
     pub(crate) settings: Settings,
     pub(crate) events: Events,
     pub(crate) output: Output,
+    /// What is wrong in the configuration, for the one command that works all the same.
+    pub(crate) wrong: Option<Error>,
 }
 
 /// Runs the program with the process's arguments.
@@ -75,11 +77,17 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         let test = || config::Setting::default_value(crate::fresh::TEST_INSTANCE.to_owned());
         flags.instance.get_or_insert_with(test);
     }
-    let mut settings = Settings::resolve(&flags, &Environment::read()?)?;
+    let environment = Environment::read()?;
+    let (mut settings, wrong) = match Settings::resolve(&flags, &environment) {
+        Err(error) if arguments.command.works_without_configuration() => {
+            (Settings::without_files(&environment)?, Some(error))
+        }
+        settled => (settled?, None),
+    };
     settings.passwords.ask = password::way_to_ask(output.json);
     settings.own_program = own_program();
     let events = progress::events(output);
-    let session = Session { settings, events, output: output.clone() };
+    let session = Session { settings, events, output: output.clone(), wrong };
     // One thread: tfdev waits most of the time, and `up` on a running instance is to take a blink and little memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

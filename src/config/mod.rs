@@ -39,7 +39,7 @@ pub(crate) use environment::fault_clock;
 pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
 pub use flags::Flags;
-pub(crate) use names::{is_instance, nearest};
+pub(crate) use names::{is_instance, key_of_folder, nearest};
 pub(crate) use server_setting::{is_on, same_setting, size_in_bytes};
 pub use template::template;
 
@@ -204,6 +204,8 @@ pub struct FreshSettings {
     pub max_databases: Setting<u64>,
     /// Whether the database of a failed test is kept.
     pub keep_on_failure: Setting<bool>,
+    /// After how many seconds without use the server for tests is stopped; 0 means never.
+    pub idle_stop_seconds: Setting<u64>,
 }
 
 /// The `[backup]` section.

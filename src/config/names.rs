@@ -73,7 +73,7 @@ pub(super) fn valid_key(text: &str) -> String {
 
 /// The key of a project that has no name: its folder's name and six digits of the hash of its canonical path, so that
 /// two checkouts never share a server.
-pub(super) fn key_of_folder(folder: &Path) -> String {
+pub(crate) fn key_of_folder(folder: &Path) -> String {
     let name = folder.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
     let hash = Sha256::digest(folder.as_os_str().as_encoded_bytes());
     let start = sanitised_key(&name, LONGEST_PROJECT - HASH_DIGITS - 1);

@@ -87,6 +87,7 @@ pub(super) const KEYS: &[Key] = &[
     key("snapshots.standby", Kind::Bool),
     key("fresh.max_databases", Kind::Number(1, 10_000)),
     key("fresh.keep_on_failure", Kind::Bool),
+    key("fresh.idle_stop", Kind::Number(0, 2_592_000)),
     key("backup.store", Kind::Text(names::store)),
     key("backup.schedule", Kind::Text(names::time_of_day)),
     key("backup.keep_full_days", Kind::Number(1, 36_500)),

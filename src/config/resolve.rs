@@ -41,6 +41,12 @@ impl Settings {
         check_profiles(&settings)?;
         Ok(settings)
     }
+
+    /// Settles what is built in and what the surroundings say alone: for looking at a machine whose files are wrong.
+    pub fn without_files(environment: &Environment) -> Result<Self> {
+        let layer = settle(&[], &Flags::default(), &environment.current_dir)?;
+        Ok(build(layer, &Setting::default_value(environment.current_dir.clone()), environment))
+    }
 }
 
 /// Reads a file that need not exist.
@@ -127,6 +133,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         fresh: FreshSettings {
             max_databases: number("fresh.max_databases"),
             keep_on_failure: truth("fresh.keep_on_failure"),
+            idle_stop_seconds: number("fresh.idle_stop"),
         },
         backup: BackupSettings {
             store: optional("backup.store"),

@@ -53,6 +53,7 @@ standby = true                  # keep a ready copy
 [fresh]
 max_databases = 64
 keep_on_failure = false
+idle_stop = 3600
 
 [backup]
 store = "s3://bucket/prefix"    # or file:///path
@@ -152,6 +153,7 @@ fn default_toml_is_exactly_the_defaults() {
     assert_eq!(settings.snapshots.standby, Setting::default_value(true));
     assert_eq!(settings.fresh.max_databases, Setting::default_value(64));
     assert_eq!(settings.fresh.keep_on_failure, Setting::default_value(false));
+    assert_eq!(settings.fresh.idle_stop_seconds, Setting::default_value(3600));
     assert_eq!(settings.backup.schedule, Setting::default_value("02:00".to_owned()));
     assert_eq!((settings.backup.keep_full_days.value, settings.backup.keep_wal_days.value), (7, 30));
     assert_eq!((settings.timeout_seconds.value, settings.yes.value), (300, false));
@@ -326,7 +328,7 @@ fn unknown_keys_name_the_nearest_one() {
     }
     let (message, error) = World::with_project_file("[fresh]\nzzzzzz = 1").refusal();
     assert_eq!(message, "2: unknown key `fresh.zzzzzz`");
-    assert_eq!(error.hints(), ["known in `[fresh]`: max_databases, keep_on_failure"]);
+    assert_eq!(error.hints(), ["known in `[fresh]`: max_databases, keep_on_failure, idle_stop"]);
 }
 
 #[test]

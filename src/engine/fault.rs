@@ -13,15 +13,17 @@ use async_trait::async_trait;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Source, StartRequest, Started,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Resources, Source, StartRequest,
+    Started,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::Events;
 use crate::server::Server;
 
 /// The calls of an engine that can fail, by their names.
-pub const STEPS: [&str; 13] = [
+pub const STEPS: [&str; 14] = [
     "observe",
+    "resources",
     "source",
     "start",
     "restore",
@@ -158,6 +160,10 @@ impl Engine for FaultEngine {
 
     async fn observe(&self) -> Result<Observed> {
         self.call("observe", self.inner.observe()).await
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        self.call("resources", self.inner.resources()).await
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {

@@ -167,6 +167,49 @@ pub struct Started {
     pub parts: Parts,
 }
 
+/// What a server really has of its machine, read back from what runs it: for those who compare it with what was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Resources {
+    /// The image that it runs, if it runs one.
+    pub image: Option<RunningImage>,
+    /// The memory that it may use, in bytes; `None` means all.
+    pub memory_bytes: Option<u64>,
+    /// The processor time that it may use, in billionths of a core; `None` means all.
+    pub nano_cpus: Option<u64>,
+    /// What its data folder is.
+    pub data: DataMount,
+}
+
+/// The image of a running server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunningImage {
+    /// The content's digest.
+    pub id: String,
+    /// All names that the content has now.
+    pub names: Vec<String>,
+}
+
+/// What a data folder is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataMount {
+    /// A volume of this name, mounted at this path.
+    Volume {
+        /// The volume's name.
+        name: String,
+        /// Where it is mounted.
+        target: String,
+    },
+    /// Memory, mounted at this path.
+    Memory {
+        /// Where it is mounted.
+        target: String,
+    },
+    /// A folder of this machine.
+    Folder(PathBuf),
+    /// Nothing that outlives the server.
+    None,
+}
+
 /// What a program that ran beside the server left.
 #[derive(Debug, Clone)]
 pub struct ProgramOutput {
@@ -233,6 +276,10 @@ pub trait Engine: Send + Sync {
 
     /// Looks at the instance and changes nothing.
     async fn observe(&self) -> Result<Observed>;
+
+    /// Reads back what the running server has of its machine. Fails with [`ErrorKind::Refused`] where that is someone
+    /// else's.
+    async fn resources(&self) -> Result<Resources>;
 
     /// Makes what is missing and starts the server; it may not answer logins yet when this returns.
     async fn start(&self, request: &StartRequest) -> Result<Started>;

@@ -9,8 +9,9 @@ use sqlx::PgConnection;
 
 use super::guard::Fresh;
 use super::home::Home;
-use super::pool::{Options, Pool};
-use super::template::{Recipe, TemplateFunction, TemplateFunctionError};
+use super::pool::{Lease, Options, Pool};
+use super::template::{Recipe, Template, TemplateFunction, TemplateFunctionError};
+use super::{idle, session};
 use crate::config::{Environment, Flags, Setting, Settings};
 use crate::error::{ErrorKind, Result};
 use crate::event::Events;
@@ -239,7 +240,29 @@ impl FreshConfig {
 /// The pool of the settled instance, which is started if it does not run. `holder` is who the list says has a database.
 pub async fn open(settings: &Settings, connections: Option<u32>, holder: String, events: &Events) -> Result<Pool> {
     let running = find_or_start(settings, events).await?;
-    of_running(&running, settings, connections, holder, events).await
+    let pool = of_running(&running, settings, connections, holder, events).await?;
+    idle::see_that_it_is_watched(&running, settings);
+    Ok(pool)
+}
+
+/// A fresh database of the template that `recipe` makes, with its pool. A server that ends in the meantime, for want of use,
+/// is started again.
+pub async fn lease(
+    settings: &Settings,
+    recipe: &Recipe,
+    holder: &str,
+    events: &Events,
+) -> Result<(Pool, Template, Lease)> {
+    let attempt = async || {
+        let pool = open(settings, None, holder.to_owned(), events).await?;
+        let template = pool.template(recipe).await?;
+        let lease = pool.take(&template).await?;
+        Ok((pool, template, lease))
+    };
+    match attempt().await {
+        Err(error) if session::is_lost(&error) => attempt().await,
+        other => other,
+    }
 }
 
 /// The pool of an instance that runs.

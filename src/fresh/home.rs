@@ -54,6 +54,12 @@ impl Home {
         Ok(new)
     }
 
+    /// As a process finds it that was forked from this one.
+    #[cfg(test)]
+    pub(super) fn as_seen_by_a_child(&self) -> Arc<Self> {
+        Arc::new(Self { process: self.process + 1, runtime: self.runtime.clone(), open: tokio::sync::Mutex::default() })
+    }
+
     pub(super) async fn fresh(self: Arc<Self>, config: FreshConfig) -> Result<Fresh> {
         let (send, receive) = tokio::sync::oneshot::channel();
         let home = self.clone();

@@ -12,7 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::pool::{Inner, Lease, Pool};
 use super::registry::{COUNT_LOCK, DATABASE_LOCK};
-use super::session;
+use super::{session, untouched};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::Admin;
 use crate::pg::quote;
@@ -28,7 +28,11 @@ const LOST_LIMIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Order {
     /// Hand out a free database of the template.
-    HandOut(i64),
+    HandOut {
+        template: i64,
+        /// Whether it can be proven later that the database is untouched.
+        provable: bool,
+    },
     /// Count the free ones of the template.
     CountFree(i64),
     /// End leases, and let their databases stay for so many seconds, or go.
@@ -54,8 +58,18 @@ pub(super) enum Answer {
 #[derive(Default)]
 pub(super) struct Keeper {
     session: Option<Admin>,
-    /// The numbers of the leases, each with that of its template.
-    leases: BTreeMap<i64, i64>,
+    /// In which life of the server the session is; `None` if it may not know.
+    life: Option<String>,
+    /// The leases by their numbers.
+    leases: BTreeMap<i64, Held>,
+}
+
+/// A lease.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    template: i64,
+    /// Whether it can be proven that its database is untouched.
+    provable: bool,
 }
 
 impl Keeper {
@@ -82,7 +96,9 @@ impl Keeper {
 
     async fn run(&mut self, pool: &Pool, order: &Order) -> Result<Answer> {
         match order {
-            Order::HandOut(template) => self.hand_out(pool, *template).await,
+            Order::HandOut { template, provable } => {
+                self.hand_out(pool, Held { template: *template, provable: *provable }).await
+            }
             Order::CountFree(template) => self.count_free(*template).await.map(Answer::Free),
             Order::GiveBack(ids, keep) => self.give_back(ids, *keep).await.map(|()| Answer::Done),
             Order::Look => {
@@ -93,22 +109,23 @@ impl Keeper {
     }
 
     /// Notes and locks a free database of the template.
-    async fn hand_out(&mut self, pool: &Pool, template: i64) -> Result<Answer> {
+    async fn hand_out(&mut self, pool: &Pool, wanted: Held) -> Result<Answer> {
         let what = || "cannot take a fresh database";
         let holder = &pool.options().holder;
         let is_limited = pool.0.max_leases < i64::try_from(pool.options().max_databases).unwrap_or(i64::MAX);
+        let (template, life) = (wanted.template, self.life.clone());
         let connection = &mut self.open_session()?.connection;
         let row = if is_limited {
-            let statement = limited_statement(pool, template)?;
+            let statement = limited_statement(pool, template, life.as_deref())?;
             let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await.or_failed(what)?;
             // The first row is that of the lock.
             rows.into_iter().nth(1)
         } else {
-            let statement = "UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = $2 \
-                             WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free' \
+            let statement = "UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = $2, \
+                             clean_from = pg_current_wal_insert_lsn(), life = $4 WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free' \
                              ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1) \
                              RETURNING id::bigint, database, pg_try_advisory_lock($3, id)";
-            let row = sqlx::query(statement).bind(template).bind(holder).bind(DATABASE_LOCK);
+            let row = sqlx::query(statement).bind(template).bind(holder).bind(DATABASE_LOCK).bind(life);
             row.fetch_optional(connection).await.or_failed(what)?
         };
         let Some(row) = row else { return Ok(Answer::Nothing) };
@@ -118,7 +135,7 @@ impl Keeper {
             // Someone looks after it at this moment, and will find it abandoned.
             return Ok(Answer::Nothing);
         }
-        self.leases.insert(id, template);
+        self.leases.insert(id, wanted);
         Ok(Answer::HandedOut(id, database))
     }
 
@@ -136,11 +153,13 @@ impl Keeper {
     /// Notes that leases are over, and lets go of their locks. `keep` is for how many seconds the databases stay.
     async fn give_back(&mut self, ids: &[i64], keep: Option<f64>) -> Result<()> {
         let what = || "cannot give a fresh database back";
-        let statement = "UPDATE tfdev.fresh_database SET \
-                         stage = CASE WHEN $2::float8 IS NULL THEN 'dropping' ELSE 'kept' END, \
+        let is_provable = |id: &i64| self.leases.get(id).is_some_and(|held| held.provable);
+        let provable: Vec<i64> = ids.iter().copied().filter(is_provable).collect();
+        let statement = "UPDATE tfdev.fresh_database SET stage = CASE WHEN $2::float8 IS NOT NULL THEN 'kept' \
+                         WHEN id = ANY($4) THEN 'returned' ELSE 'dropping' END, \
                          expires_at = clock_timestamp() + make_interval(secs => $2) \
                          WHERE id = ANY($1) AND stage = 'leased' RETURNING pg_advisory_unlock($3, id)";
-        let done = sqlx::query(statement).bind(ids).bind(keep).bind(DATABASE_LOCK);
+        let done = sqlx::query(statement).bind(ids).bind(keep).bind(DATABASE_LOCK).bind(provable);
         done.fetch_all(&mut self.open_session()?.connection).await.or_failed(what)?;
         self.leases.retain(|id, _| !ids.contains(id));
         Ok(())
@@ -176,19 +195,23 @@ impl Keeper {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
+        let life = sqlx::query_scalar(untouched::LIFE_QUESTION).fetch_one(&mut admin.connection).await;
+        self.life = life.or_failed(|| "cannot look at the server")?;
         self.session = Some(admin);
         Ok(())
     }
 }
 
 /// Hands out under the lock of whoever counts, so that there are never more leases than the server has connections for.
-fn limited_statement(pool: &Pool, template: i64) -> Result<String> {
+fn limited_statement(pool: &Pool, template: i64, life: Option<&str>) -> Result<String> {
     let source = quote::literal(&pool.server().database)?;
     let holder = quote::literal(&pool.options().holder)?;
     let leases = pool.0.max_leases;
+    let life = life.map_or_else(|| Ok("NULL".to_owned()), quote::literal)?;
     Ok(format!(
         "BEGIN; SELECT pg_advisory_xact_lock({COUNT_LOCK});
-         UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = {holder}
+         UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = {holder},
+         clean_from = pg_current_wal_insert_lsn(), life = {life}
          WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = {template} AND stage = 'free'
          AND (SELECT count(*) FROM tfdev.fresh_database WHERE source = {source} AND stage = 'leased') < {leases}
          ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
@@ -244,7 +267,8 @@ impl Pool {
     /// Takes back all databases of a template that this process has.
     pub(super) async fn give_back_all_of(&self, template: i64) -> Result<()> {
         let keeper = self.0.keeper.lock().await;
-        let ids: Vec<i64> = keeper.leases.iter().filter(|(_, of)| **of == template).map(|(id, _)| *id).collect();
+        let ids: Vec<i64> =
+            keeper.leases.iter().filter(|(_, held)| held.template == template).map(|(id, _)| *id).collect();
         drop(keeper);
         self.give_back_ids(ids, None).await
     }

@@ -5,9 +5,11 @@
 //! template   migrations, data and own code → a closed database, made once for all processes
 //! pool       template → copies, made when asked for or ahead, counted, handed out in one round trip
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
-//! reap       what was given back, and what dead processes have left, is dropped
+//! untouched  what was given back and is proven to be as it was goes back into the pool
+//! reap       what else was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
 //! holder     a process that holds a lease for a shell
+//! idle       stops the server when nobody uses it
 //! session    logging in where connections are few
 //! ```
 //!
@@ -22,6 +24,20 @@
 //! # }
 //! ```
 //!
+//! No macro is needed: `tfdev::fresh()` works in `#[tokio::test]` as it does in every other runtime, because the sessions with
+//! the server are kept by a thread of the process's own, and in a plain `#[test]` it is [`blocking::fresh`]:
+//!
+//! ```no_run
+//! # fn test() -> tfdev::Result<()> {
+//! let db = tfdev::blocking::fresh()?;
+//! // … give `db.url()` to the application.
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A test that ends by a panic unwinds, and so gives its database back, too; with
+//! [`FreshConfig::keep_on_failure`] the database stays for a day.
+//!
 //! What must hold:
 //! - A lease belongs to a process and dies with it, because it is a lock of that process's session with the server. No
 //!   time-out and no process number decides whether a database is still in use.
@@ -33,6 +49,7 @@ mod guard;
 #[cfg(unix)]
 pub mod holder;
 mod home;
+pub mod idle;
 mod keeper;
 mod pool;
 mod reap;
@@ -41,8 +58,11 @@ mod session;
 mod template;
 #[cfg(test)]
 mod tests;
+mod untouched;
+#[cfg(test)]
+mod untouched_tests;
 
-pub use config::{FreshConfig, TEST_INSTANCE, of_running, open};
+pub use config::{FreshConfig, TEST_INSTANCE, lease, of_running, open};
 pub use guard::Fresh;
 pub use home::holder_name;
 pub use pool::{Lease, Options, Pool};

@@ -21,12 +21,13 @@ use super::keeper::{Answer, Keeper, Order};
 use super::registry::{self, COUNT_LOCK, DATABASE_LOCK, FreshDatabase};
 use super::session;
 use super::template::Template;
+use super::untouched;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{FileLock, InstanceRecord};
 use crate::pg::clone::{Admin, Properties, Strategy};
 use crate::pg::{Login, quote};
-use crate::server::Server;
+use crate::server::{Server, Tenancy};
 
 /// The pause between two looks whether a database, or the right to one, has become free.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
@@ -68,6 +69,10 @@ pub(super) struct Inner {
     /// What the contents of a template may depend on: the server's version and settings.
     surroundings: String,
     strategy: Option<Strategy>,
+    /// Whether databases that were given back can be proven to be untouched, and templates are made so that they can.
+    pub(super) proves: bool,
+    /// Bytes of a file of the write-ahead log.
+    pub(super) segment_size: u64,
     few_connections: bool,
     pub(super) max_leases: i64,
     pub(super) keeper: tokio::sync::Mutex<Keeper>,
@@ -145,7 +150,8 @@ enum Made {
 
 /// What may be known of the server before anything is done with it.
 const ABOUT: &str = "SELECT current_setting('fsync'), current_setting('max_connections')::bigint, \
-                     current_setting('superuser_reserved_connections')::bigint";
+                     current_setting('superuser_reserved_connections')::bigint, \
+                     pg_size_bytes(current_setting('wal_segment_size'))";
 
 impl Pool {
     /// Opens the pool of a server. What dead processes have left is removed in the background.
@@ -159,12 +165,15 @@ impl Pool {
         registry::create(&mut admin.connection).await?;
         let fsync: String = about.try_get(0).or_failed(what)?;
         let (max, reserved): (i64, i64) = (about.try_get(1).or_failed(what)?, about.try_get(2).or_failed(what)?);
+        let segment_size: i64 = about.try_get(3).or_failed(what)?;
         let few_connections = max < FEW_CONNECTIONS;
         // Each process that uses databases has a session of ours as well.
         let each = i64::from(options.connections) + 1;
         let max_leases = ((max - reserved - SPARE_CONNECTIONS) / each).max(1);
         // One that drops must not keep another one from making.
         let workers = if few_connections { 2 } else { options.workers.max(2) };
+        // Only a superuser reads the log, and only copies of files have their first change logged whatever it is.
+        let proves = fsync == "off" && admin.superuser && server.tenancy == Tenancy::Whole;
         let inner = Inner {
             server,
             record,
@@ -173,6 +182,8 @@ impl Pool {
             surroundings,
             // Without fsync a checkpoint costs next to nothing.
             strategy: (fsync == "off").then_some(Strategy::FileCopy),
+            proves,
+            segment_size: segment_size.unsigned_abs(),
             few_connections,
             max_leases,
             keeper: tokio::sync::Mutex::default(),
@@ -194,6 +205,12 @@ impl Pool {
     /// one is made when it is asked for.
     pub fn make_ahead(&self, count: usize) {
         self.0.ahead.store(count, Ordering::Relaxed);
+    }
+
+    /// As [`Pool::make_ahead`] for this template, at once.
+    pub fn keep_ready(&self, template: &Template, count: usize) {
+        self.make_ahead(count);
+        self.replenish_soon(template);
     }
 
     pub(super) fn server(&self) -> &Server {
@@ -271,7 +288,8 @@ impl Pool {
 
     /// Hands out one that is ready: one round trip.
     async fn hand_out(&self, template: &Template, deadline: Instant) -> Result<Option<Lease>> {
-        let answer = self.in_keeper(deadline, &Order::HandOut(template.id)).await?;
+        let answer =
+            self.in_keeper(deadline, &Order::HandOut { template: template.id, provable: template.provable }).await?;
         let Answer::HandedOut(id, database) = answer else { return Ok(None) };
         self.watch();
         Ok(Some(self.lease(id, database, template)))
@@ -314,9 +332,13 @@ impl Pool {
         let made = self.copy(admin, template, &name).await;
         crate::fault::point("fresh.make.copied").await;
         let stage = if made.is_ok() { "free" } else { "dropping" };
-        let note = "UPDATE tfdev.fresh_database SET stage = $2 WHERE id = $1 AND stage = 'building' \
-                    RETURNING pg_advisory_unlock($3, id)";
-        let noted = sqlx::query(note).bind(id).bind(stage).bind(DATABASE_LOCK).fetch_optional(&mut admin.connection);
+        let traits = if self.0.proves { untouched::traits("database") } else { "NULL".to_owned() };
+        let note = format!(
+            "UPDATE tfdev.fresh_database SET stage = $2, traits = {traits} WHERE id = $1 AND stage = 'building' \
+             RETURNING pg_advisory_unlock($3, id)"
+        );
+        let noted = sqlx::query(AssertSqlSafe(note)).bind(id).bind(stage).bind(DATABASE_LOCK);
+        let noted = noted.fetch_optional(&mut admin.connection);
         noted.await.or_failed(what)?;
         made?;
         self.0.news.notify_one();

@@ -12,6 +12,7 @@ use sqlx::Row as _;
 use super::pool::Pool;
 use super::registry::{self, DATABASE_LOCK, FreshDatabase};
 use super::template::drop_database;
+use super::untouched::Returned;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::Admin;
 
@@ -31,7 +32,7 @@ const DROP_LIMIT: &str = "15s";
 /// Which rows may be swept: those that are to go, those that expired, those whose process may be gone.
 fn candidates() -> String {
     format!(
-        "(stage = 'dropping' OR (stage = 'kept' AND expires_at < clock_timestamp()) \
+        "(stage IN ('returned', 'dropping') OR (stage = 'kept' AND expires_at < clock_timestamp()) \
          OR (stage IN ('building', 'leased') AND (coalesce(leased_at, created_at) > pg_postmaster_start_time() \
          OR pg_postmaster_start_time() < clock_timestamp() - make_interval(secs => {}))))",
         GRACE.as_secs()
@@ -114,31 +115,55 @@ impl Pool {
         }
         // Looked at again: it may have been given back and taken by someone else before we had the lock.
         let mark = format!(
-            "UPDATE tfdev.fresh_database SET stage = 'dropping', tried_at = clock_timestamp() \
-             WHERE id = ANY($1) AND {candidates} RETURNING id::bigint, database, \
-             set_config('statement_timeout', '{DROP_LIMIT}', false)"
+            "UPDATE tfdev.fresh_database SET stage = CASE stage WHEN 'returned' THEN stage ELSE 'dropping' END, \
+             tried_at = clock_timestamp() WHERE id = ANY($1) AND {candidates} RETURNING id::bigint, database, stage = 'returned'"
         );
         let marked = sqlx::query(sqlx::AssertSqlSafe(mark)).bind(&ids).fetch_all(&mut admin.connection).await;
-        let mut gone = Vec::new();
-        let mut names = Vec::new();
+        let (mut returned, mut to_go) = (Vec::new(), Vec::new());
         for row in marked.or_failed(what)? {
-            let (id, name): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
-            crate::fault::point("fresh.sweep.marked").await;
-            match drop_with_slots(admin, &name).await {
+            let one = Returned { id: row.try_get(0).or_failed(what)?, name: row.try_get(1).or_failed(what)? };
+            if row.try_get(2).or_failed(what)? { returned.push(one) } else { to_go.push(one) }
+        }
+        crate::fault::point("fresh.sweep.marked").await;
+        let free = if returned.is_empty() { Vec::new() } else { self.reuse(admin, &mut returned).await? };
+        if !free.is_empty() {
+            self.0.news.notify_one();
+        }
+        to_go.extend(returned.into_iter().filter(|one| !free.contains(&one.id)));
+        let held: Vec<i64> = ids.iter().copied().filter(|id| !free.contains(id)).collect();
+        let gone = self.drop_and_forget(admin, to_go, &held).await?;
+        Ok((ids.len(), gone))
+    }
+
+    /// Drops databases, forgets those that are gone, and lets go of the locks of all in `held`. Returns the names.
+    async fn drop_and_forget(&self, admin: &mut Admin, to_go: Vec<Returned>, held: &[i64]) -> Result<Vec<String>> {
+        let what = || "cannot forget a fresh database";
+        let ids: Vec<i64> = to_go.iter().map(|one| one.id).collect();
+        let mark = "WITH marked AS (UPDATE tfdev.fresh_database SET stage = 'dropping' WHERE id = ANY($1)) \
+                    SELECT set_config('statement_timeout', $2, false)";
+        if !to_go.is_empty() {
+            let marked = sqlx::query(mark).bind(&ids).bind(DROP_LIMIT).execute(&mut admin.connection).await;
+            marked.or_failed(what)?;
+        }
+        let (mut gone, mut names) = (Vec::new(), Vec::new());
+        for one in to_go {
+            match drop_with_slots(admin, &one.name).await {
                 Ok(()) => {
-                    gone.push(id);
-                    names.push(name);
+                    gone.push(one.id);
+                    names.push(one.name);
                 }
                 Err(error) if super::session::is_lost(&error) => return Err(error),
-                Err(error) => self.events().detail(format!("`{name}` is not removed yet: {error}")),
+                Err(error) => self.events().detail(format!("`{}` is not removed yet: {error}", one.name)),
             }
         }
         crate::fault::point("fresh.sweep.dropped").await;
-        let forget = "WITH gone AS (DELETE FROM tfdev.fresh_database WHERE id = ANY($1)) \
-                      SELECT pg_advisory_unlock($3, id::integer), set_config('statement_timeout', '0', false) FROM unnest($2) id";
-        let forgotten = sqlx::query(forget).bind(&gone).bind(&ids).bind(DATABASE_LOCK);
-        forgotten.fetch_all(&mut admin.connection).await.or_failed(|| "cannot forget a fresh database")?;
-        Ok((ids.len(), names))
+        if !held.is_empty() {
+            let forget = "WITH gone AS (DELETE FROM tfdev.fresh_database WHERE id = ANY($1)) SELECT \
+                          pg_advisory_unlock($3, id::integer), set_config('statement_timeout', '0', false) FROM unnest($2) id";
+            let forgotten = sqlx::query(forget).bind(&gone).bind(held).bind(DATABASE_LOCK);
+            forgotten.fetch_all(&mut admin.connection).await.or_failed(what)?;
+        }
+        Ok(names)
     }
 
     /// Drops fresh databases by name, whoever has them: all of `names`, or none if one of them does not exist.

@@ -13,7 +13,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::quote;
 
 /// Counts up when the form of the tables changes.
-const VERSION: i32 = 1;
+const VERSION: i32 = 2;
 
 /// The lock under which the tables are made and databases counted: `tfdfresh` as a number.
 pub(super) const COUNT_LOCK: i64 = i64::from_be_bytes(*b"tfdfresh");
@@ -36,6 +36,8 @@ pub enum Stage {
     Leased,
     /// It stays until it expires, whoever is gone.
     Kept,
+    /// It was given back, and is looked at: an untouched one becomes free again.
+    Returned,
     /// It is to go.
     Dropping,
 }
@@ -47,6 +49,7 @@ impl Stage {
             "free" => Self::Free,
             "leased" => Self::Leased,
             "kept" => Self::Kept,
+            "returned" => Self::Returned,
             "dropping" => Self::Dropping,
             _ => return None,
         })
@@ -60,6 +63,7 @@ impl std::fmt::Display for Stage {
             Self::Free => "ready",
             Self::Leased => "in use",
             Self::Kept => "kept",
+            Self::Returned => "given back",
             Self::Dropping => "to be dropped",
         })
     }
@@ -93,19 +97,19 @@ pub struct FreshDatabase {
 impl FreshDatabase {
     /// Whether nobody needs it any more.
     pub fn is_left_over(&self) -> bool {
-        !self.held && matches!(self.stage, Stage::Building | Stage::Leased | Stage::Dropping)
+        !self.held && matches!(self.stage, Stage::Building | Stage::Leased | Stage::Returned | Stage::Dropping)
     }
 }
 
-/// Whether the tables are there; fails if a newer tfdev made them.
-pub(super) async fn is_there(connection: &mut PgConnection) -> Result<bool> {
+/// The form of the tables, if they are there; fails if a newer tfdev made them.
+async fn version(connection: &mut PgConnection) -> Result<Option<i32>> {
     let what = || "cannot look for the list of fresh databases";
     let there: bool = sqlx::query_scalar("SELECT to_regclass('tfdev.fresh_version') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await
         .or_failed(what)?;
     if !there {
-        return Ok(false);
+        return Ok(None);
     }
     let version: Option<i32> = sqlx::query_scalar("SELECT max(version) FROM tfdev.fresh_version")
         .fetch_one(connection)
@@ -119,13 +123,13 @@ pub(super) async fn is_there(connection: &mut PgConnection) -> Result<bool> {
             ),
         )
         .hint("use the newer tfdev that made it")),
-        version => Ok(version.is_some()),
+        version => Ok(version),
     }
 }
 
 /// Makes the tables if they are not there.
 pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
-    if is_there(connection).await? {
+    if version(connection).await? == Some(VERSION) {
         return Ok(());
     }
     let script = format!(
@@ -159,6 +163,12 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
              expires_at timestamptz,
              tried_at timestamptz
          );
+         -- What is beside a database's contents when it is made; where the log was, and in which life of the server, when it
+         -- was handed out; and whether copies of a template can be proven to be untouched.
+         ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS traits text;
+         ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS clean_from pg_lsn;
+         ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS life text;
+         ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS provable boolean NOT NULL DEFAULT false;
          CREATE INDEX IF NOT EXISTS fresh_database_free ON tfdev.fresh_database (template, id) WHERE stage = 'free';
          INSERT INTO tfdev.fresh_version VALUES ({VERSION}) ON CONFLICT DO NOTHING;
          COMMIT"
@@ -170,9 +180,20 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
         .or_failed(|| "cannot make the list of fresh databases in the server")
 }
 
+/// The names of all databases that tfdev made here for tests, templates among them.
+pub(crate) async fn databases(connection: &mut PgConnection) -> Result<Vec<String>> {
+    if version(connection).await?.is_none() {
+        return Ok(Vec::new());
+    }
+    let question = "SELECT database FROM tfdev.fresh_database \
+                    UNION SELECT database FROM tfdev.fresh_template WHERE database IS NOT NULL";
+    let names = sqlx::query_scalar(question).fetch_all(connection).await;
+    names.or_failed(|| "cannot read the list of fresh databases")
+}
+
 /// All fresh databases of the project's database `source`, oldest first; none if there is no table.
 pub(super) async fn list(connection: &mut PgConnection, source: &str) -> Result<Vec<FreshDatabase>> {
-    if !is_there(connection).await? {
+    if version(connection).await?.is_none() {
         return Ok(Vec::new());
     }
     let what = || "cannot read the list of fresh databases";

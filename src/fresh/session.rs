@@ -1,7 +1,7 @@
 //! Sessions of ours with the server, which wait where others would be refused.
 //!
-//! What must hold: a server that has no connection left, or that is just starting, is waited for until the deadline; the
-//! server is proven to be the instance's own before a session is used.
+//! What must hold: a server that has no connection left, or that is just starting, is waited for until the deadline, and one
+//! that is gone for as long as a start takes; the server is proven to be the instance's own before a session is used.
 
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 /// See [`FIRST_PAUSE`]. A refused login costs the server a process, and thirty may be waiting.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long a server at whose address nobody listens may be starting again. After that it may be somewhere else, or must be
+/// started by whoever wants it.
+const ABSENT_LIMIT: Duration = Duration::from_secs(5);
+
 /// Logs in to manage databases.
 pub(super) async fn open(server: &Server, record: &InstanceRecord, deadline: Instant) -> Result<Admin> {
     let login = Login { application_name: "tfdev fresh".to_owned(), ..server.admin_login() };
@@ -28,10 +32,15 @@ pub(super) async fn open(server: &Server, record: &InstanceRecord, deadline: Ins
 /// Logs in, and waits for a connection if there is none left.
 pub(super) async fn connect(login: &Login, deadline: Instant) -> Result<sqlx::PgConnection> {
     let mut pause = FIRST_PAUSE;
+    let mut absent_since = None;
     loop {
-        match pg::connect(login, deadline).await {
+        let attempt = pg::connect(login, deadline).await;
+        let is_absent = matches!(attempt, Err(LoginError::NotListening | LoginError::ProxyOnly));
+        absent_since = is_absent.then(|| absent_since.unwrap_or_else(Instant::now));
+        let is_gone = absent_since.is_some_and(|since| since.elapsed() > ABSENT_LIMIT);
+        match attempt {
             Ok(connection) => return Ok(connection),
-            Err(error) if !is_passing(&error) => return Err(error.into_error(login)),
+            Err(error) if is_gone || !is_passing(&error) => return Err(error.into_error(login)),
             Err(error) if Instant::now() + pause >= deadline => {
                 return Err(Error::new(ErrorKind::TimedOut, format!("no connection to the server in time: {error}"))
                     .hint("use fewer tests at once, or raise `max_connections` under `[profiles.…]` in `tfdev.toml`")

@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::pool::Pool;
 use super::registry::TEMPLATE_LOCK;
-use super::session;
+use super::{session, untouched};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::{self, Source};
 use crate::pg::clone::{self, Admin, Properties};
@@ -22,7 +22,7 @@ use crate::pg::{Login, quote};
 use crate::seed::{self, DataSet};
 
 /// Counts up when templates are made in another way.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// The pause between two looks at a template that someone else makes. A session that waited inside the server would hold a
 /// snapshot, for which `CREATE INDEX CONCURRENTLY` in a migration would wait.
@@ -103,6 +103,8 @@ pub struct Template {
     pub size_bytes: u64,
     /// What a copy of it lacks; `None` if that is nothing.
     pub(super) properties: Option<Properties>,
+    /// Whether a copy can be proven to be untouched ([`super::untouched`]).
+    pub(super) provable: bool,
 }
 
 /// What there is of a template that somebody wants to make.
@@ -139,6 +141,7 @@ struct TemplateRow {
     error: Option<String>,
     properties: Option<String>,
     size: i64,
+    provable: bool,
 }
 
 impl Pool {
@@ -393,7 +396,22 @@ impl Draft {
         }
     }
 
+    /// Settles it where that makes copies quicker; returns whether they are provable. One that is not settled will do.
+    async fn settle(&self) -> bool {
+        if !self.pool.0.proves {
+            return false;
+        }
+        let login = Login { database: self.database.clone(), ..self.pool.server().admin_login() };
+        let deadline = Instant::now() + self.pool.options().timeout;
+        let settled = untouched::settle(&login, deadline).await;
+        settled.unwrap_or_else(|error| {
+            self.pool.events().detail(format!("the template stays as it is: {error}"));
+            false
+        })
+    }
+
     async fn close_and_note(&mut self) -> Result<Template> {
+        let provable = self.settle().await;
         let close = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quote::identifier(&self.database)?);
         self.session.run(close, "close the template").await?;
         let connection = &mut self.session.connection;
@@ -414,12 +432,13 @@ impl Draft {
             properties.as_ref().map(serde_json::to_string).transpose().or_failed(|| "cannot note the template")?;
         crate::fault::point("fresh.template.closed").await;
         let note = "UPDATE tfdev.fresh_template SET stage = 'ready', error = NULL, size = $2, properties = $3, \
-                    used_at = clock_timestamp() WHERE id = $1 RETURNING pg_advisory_unlock($4, id)";
+                    provable = $5, used_at = clock_timestamp() WHERE id = $1 RETURNING pg_advisory_unlock($4, id)";
         let noted = sqlx::query(note)
             .bind(self.id)
             .bind(i64::try_from(found.size).unwrap_or(i64::MAX))
             .bind(text)
             .bind(TEMPLATE_LOCK)
+            .bind(provable)
             .fetch_optional(connection)
             .await
             .or_failed(|| "cannot note the template")?;
@@ -430,6 +449,7 @@ impl Draft {
             database: self.database.clone(),
             size_bytes: found.size,
             properties,
+            provable,
         })
     }
 
@@ -467,13 +487,14 @@ impl TemplateRow {
             database: self.database.unwrap_or_default(),
             size_bytes: self.size.unsigned_abs(),
             properties,
+            provable: self.provable,
         })
     }
 }
 
 async fn find(connection: &mut PgConnection, source: &str, key: &str) -> Result<Option<TemplateRow>> {
     let what = || "cannot look for the template";
-    let question = "SELECT id::bigint, database, stage, error, properties, size FROM tfdev.fresh_template \
+    let question = "SELECT id::bigint, database, stage, error, properties, size, provable FROM tfdev.fresh_template \
                     WHERE source = $1 AND key = $2";
     let row = sqlx::query(question).bind(source).bind(key).fetch_optional(connection).await.or_failed(what)?;
     let Some(row) = row else { return Ok(None) };
@@ -484,6 +505,7 @@ async fn find(connection: &mut PgConnection, source: &str, key: &str) -> Result<
         error: row.try_get(3).or_failed(what)?,
         properties: row.try_get(4).or_failed(what)?,
         size: row.try_get(5).or_failed(what)?,
+        provable: row.try_get(6).or_failed(what)?,
     }))
 }
 

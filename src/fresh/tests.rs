@@ -20,7 +20,7 @@ use crate::server::{Role, Server, Tenancy};
 
 const USER_PASSWORD: &str = "user-secret";
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         max_databases: 64,
         storage_bytes: 1 << 32,
@@ -38,7 +38,7 @@ fn user_of(login: &Login) -> String {
 }
 
 /// A server of the test's own: the database of `login` is where the registry is.
-async fn server(login: &Login) -> Server {
+pub(super) async fn server(login: &Login) -> Server {
     let mut admin = session(login).await;
     let user = user_of(login);
     sqlx::raw_sql(AssertSqlSafe(format!("CREATE ROLE {user} LOGIN PASSWORD '{USER_PASSWORD}'")))
@@ -59,11 +59,11 @@ async fn server(login: &Login) -> Server {
     }
 }
 
-async fn open(server: &Server, options: Options) -> Pool {
+pub(super) async fn open(server: &Server, options: Options) -> Pool {
     Pool::open(server.clone(), InstanceRecord::default(), options, &Events::none()).await.unwrap()
 }
 
-fn recipe() -> Recipe {
+pub(super) fn recipe() -> Recipe {
     Recipe::of(Source::embedded())
 }
 
@@ -72,7 +72,7 @@ fn recipe_with(name: &str, function: TemplateFunction) -> Recipe {
     Recipe { function: Some((name.to_owned(), function)), ..recipe() }
 }
 
-async fn connect(lease: &Lease) -> PgConnection {
+pub(super) async fn connect(lease: &Lease) -> PgConnection {
     session(&lease.login()).await
 }
 
@@ -90,11 +90,16 @@ async fn databases(login: &Login, prefix: &str) -> Vec<String> {
     names
 }
 
-/// Waits until there is no fresh database left on a server that is the test's own.
+/// Waits until there is no fresh database left, of the test's own, that is not ready for the next one.
 async fn until_none_left(login: &Login) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let left = databases(login, "tfdev_f_").await;
+        let mut left = databases(login, "tfdev_f_").await;
+        let mut admin = session(login).await;
+        let question = "SELECT database FROM tfdev.fresh_database WHERE stage = 'free'";
+        let free: Vec<String> = sqlx::query_scalar(question).fetch_all(&mut admin).await.unwrap();
+        admin.close().await.unwrap();
+        left.retain(|name| !free.contains(name));
         if left.is_empty() {
             return;
         }
@@ -382,6 +387,7 @@ async fn a_database_whose_sessions_will_not_end_keeps_nobody_from_getting_one_an
     let pool = open(&server, options()).await;
     let template = pool.template(&recipe()).await.unwrap();
     let (stuck, other) = (pool.take(&template).await.unwrap(), pool.take(&template).await.unwrap());
+    dirty(&other).await;
     let mut connection = connect(&stuck).await;
     let backend: i32 = sqlx::query_scalar("SELECT pg_backend_pid()").fetch_one(&mut connection).await.unwrap();
     let backend = Pid::from_raw(backend).unwrap();
@@ -390,6 +396,7 @@ async fn a_database_whose_sessions_will_not_end_keeps_nobody_from_getting_one_an
     pool.give_back(other).await.unwrap();
     for _ in 0..3 {
         let next = pool.take(&template).await.unwrap();
+        dirty(&next).await;
         pool.give_back(next).await.unwrap();
     }
     assert!(
@@ -403,4 +410,74 @@ async fn a_database_whose_sessions_will_not_end_keeps_nobody_from_getting_one_an
         pool.collect().await.unwrap();
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// How many leases are taken in a row to see whether memory grows; `TFDEV_SOAK` makes it more.
+fn leases_in_a_row() -> usize {
+    #[expect(clippy::disallowed_methods, reason = "how long to soak is no setting of tfdev")]
+    std::env::var("TFDEV_SOAK").map_or(160, |text| text.parse().unwrap())
+}
+
+/// Memory of a process that is its own, in kB.
+#[cfg(target_os = "linux")]
+fn memory_of(process: &str) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    line.and_then(|line| line.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn many_leases_in_a_row_leave_the_memory_as_it_was() {
+    let Some(cluster) = cluster(&[]).await else { return };
+    let login = cluster.login.clone();
+    let server = server(&login).await;
+    let pool = open(&server, options()).await;
+    let template = pool.template(&recipe()).await.unwrap();
+    let leases = leases_in_a_row();
+    // Its log is not what is measured here.
+    let mut admin = session(&login).await;
+    let ours = "SELECT pid::text FROM pg_stat_activity WHERE application_name = 'tfdev fresh'";
+    let mut at_first = None;
+    for number in 0..leases {
+        let lease = pool.take(&template).await.unwrap();
+        if number % 4 == 0 {
+            dirty(&lease).await;
+        }
+        pool.give_back(lease).await.unwrap();
+        if number + 1 == leases.div_ceil(4) || number + 1 == leases {
+            let sessions: Vec<String> = sqlx::query_scalar(ours).fetch_all(&mut admin).await.unwrap();
+            let largest = sessions.iter().map(|pid| memory_of(pid)).max().unwrap_or_default();
+            let found = (memory_of("self"), largest);
+            let (this, sessions) = *at_first.get_or_insert(found);
+            assert!(
+                found.0 < this + 4096 && found.1 < sessions + 4096,
+                "{found:?} kB, after {:?} kB",
+                (this, sessions)
+            );
+        }
+    }
+    until_none_left(&login).await;
+    assert_eq!(databases(&login, "tfdev_t_").await, [template.database]);
+}
+
+#[tokio::test]
+async fn a_forked_process_gives_nothing_back_that_its_parent_has() {
+    let Some(login) = test_server::database().await else { return };
+    let server = server(&login).await;
+    let pool = open(&server, options()).await;
+    let template = pool.template(&recipe()).await.unwrap();
+    let lease = pool.take(&template).await.unwrap();
+    let parent = super::home::Home::of_process().unwrap();
+    let in_child = Fresh::new(parent.as_seen_by_a_child(), pool.clone(), lease.clone(), false, 2);
+    drop(in_child);
+    let still = pool.list().await.unwrap();
+    assert!(still.iter().any(|one| one.id == lease.id && one.stage == Stage::Leased && one.held), "{still:?}");
+}
+
+/// Changes the database, so that it does not go back into the pool.
+async fn dirty(lease: &Lease) {
+    let mut connection = connect(lease).await;
+    sqlx::raw_sql("CREATE TABLE dirt (id int)").execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
 }

@@ -112,6 +112,16 @@ impl Source {
         self.files.is_empty()
     }
 
+    /// Whether all of the TaskFlow schema that is built in is in here, with whatever a project added to it.
+    pub fn has_built_in(&self) -> bool {
+        // Line endings may differ.
+        let text = |file: &MigrationFile| file.text().replace('\r', "");
+        let has = |built_in: &MigrationFile| {
+            self.find(built_in.migration.version).is_some_and(|own| text(own) == text(built_in))
+        };
+        Self::embedded().files.iter().all(has)
+    }
+
     pub(super) fn files(&self) -> &[MigrationFile] {
         &self.files
     }
@@ -274,6 +284,20 @@ mod tests {
         assert_eq!(listed, sql_files(&path).unwrap());
         assert_eq!(fingerprint(&Source::embedded()), fingerprint(&Source::folder(&path).unwrap()));
         assert!(EMBEDDED.iter().all(|(_, text)| !text.contains('\r')), "built from a checkout with CR LF");
+    }
+
+    #[test]
+    fn a_project_may_add_to_the_built_in_schema_and_change_nothing_of_it() {
+        let files: Vec<(&str, Vec<u8>)> =
+            EMBEDDED.iter().map(|(name, text)| (*name, text.replace('\n', "\r\n").into_bytes())).collect();
+        let mut files: Vec<(&str, &[u8])> = files.iter().map(|(name, text)| (*name, text.as_slice())).collect();
+        let has = |files: &[(&str, &[u8])]| Source::folder(folder(files).path()).unwrap().has_built_in();
+        assert!(Source::embedded().has_built_in() && has(&files));
+        files.push(("20270101000000_more.sql", b"SELECT 1;"));
+        assert!(has(&files));
+        assert!(!has(&files[1..]));
+        files[0].1 = b"SELECT 1;";
+        assert!(!has(&files));
     }
 
     #[tokio::test]

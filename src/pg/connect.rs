@@ -273,6 +273,25 @@ pub async fn connect(login: &Login, deadline: Instant) -> Result<PgConnection, L
     outcome
 }
 
+/// The options for sqlx with which a login succeeds: for what logs in by itself, and knows one way of encryption only.
+pub async fn options_that_work(login: &Login, deadline: Instant) -> Result<PgConnectOptions, LoginError> {
+    let mut attempts = login.attempts();
+    while attempts.len() > 1 {
+        let options = attempts.remove(0);
+        match connect_by(login, options.clone(), deadline).await {
+            Ok(connection) => {
+                // The farewell is a courtesy.
+                let _ = connection.close().await;
+                return Ok(options);
+            }
+            Err(error) if error.may_pass_with_other_encryption() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    let last = attempts.swap_remove(0);
+    if last.get_options().is_some() { Err(LoginError::Environment) } else { Ok(last) }
+}
+
 async fn connect_by(login: &Login, options: PgConnectOptions, deadline: Instant) -> Result<PgConnection, LoginError> {
     if options.get_options().is_some() {
         return Err(LoginError::Environment);

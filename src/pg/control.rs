@@ -57,7 +57,7 @@ const WAL_LONG_HEADER: u16 = 0x0002;
 const WAL_SYSTEM_IDENTIFIER: usize = 24;
 
 /// CRC-32C, as `src/port/pg_crc32c*` computes it.
-const CRC_32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
+pub(super) const CRC_32C: crc::Crc<u32> = crc::Crc::<u32>::new(&crc::CRC_32_ISCSI);
 
 /// What state the control file says the cluster is in (`DBState`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

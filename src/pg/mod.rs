@@ -12,12 +12,13 @@ pub mod scram;
 #[cfg(test)]
 pub(crate) mod test_server;
 pub mod url;
+pub(crate) mod wal;
 
 use sqlx::{PgConnection, Row};
 
 use crate::error::{Context, Result};
 
-pub use connect::{Login, LoginError, NotReady, Tls, TlsParameters, connect, wait_ready};
+pub use connect::{Login, LoginError, NotReady, Tls, TlsParameters, connect, options_that_work, wait_ready};
 
 /// The server's system identifier; `None` if the role may not read it, as on some managed servers.
 pub async fn system_identifier(connection: &mut PgConnection) -> Result<Option<u64>> {

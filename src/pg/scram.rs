@@ -8,6 +8,28 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use crate::error::{Context, Error, Result};
 use crate::pg::quote;
 
+/// In which form a server keeps the passwords that tfdev makes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum StoredForm {
+    /// SCRAM-SHA-256: whoever has read it cannot log in with it, and guessing a short password from it takes long.
+    #[default]
+    Scram,
+    /// One round of MD5, for which every driver has a login: for servers with data that is thrown away. It spares a login
+    /// 4,096 rounds and a round trip. The password behind it has 190 random bits ([`crate::instance::Password::random`]), so nobody guesses
+    /// it, but whoever reads the catalog `pg_authid` can log in with what stands there.
+    Md5,
+}
+
+impl StoredForm {
+    /// What the server is to keep for `password` of `role`.
+    pub fn verifier(self, role: &str, password: &str) -> String {
+        match self {
+            Self::Scram => verifier(password),
+            Self::Md5 => postgres_protocol::password::md5(password.as_bytes(), role),
+        }
+    }
+}
+
 /// Makes the SCRAM-SHA-256 verifier that PostgreSQL stores for `password`, with a new random salt and 4096 iterations
 /// (the server's own default).
 pub fn verifier(password: &str) -> String {

@@ -158,6 +158,7 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         id,
         engine: engine.as_ref(),
         server: &server,
+        stored: request.spec.stored,
         must_flush: request.spec.data == DataPlacement::Volume && (started.created || !record.initialised),
         image_changed: record.image_id.as_ref().is_some_and(|id| *id != source.id),
         events,
@@ -223,6 +224,7 @@ pub(crate) async fn adopt(
         id: request.id,
         engine,
         server: &server,
+        stored: request.spec.stored,
         must_flush: false,
         image_changed: false,
         events,
@@ -245,7 +247,14 @@ pub(crate) fn spec(
     if settings.backup.store.is_some() && !archive_off && profile.no_archive().is_none() {
         spec = spec.with_archive();
     }
-    let Some(host) = engine.certificate_host().filter(|_| profile.ssl) else { return Ok((spec, None)) };
+    // None for a server that is someone else's.
+    let Some(host) = engine.certificate_host() else { return Ok((spec, None)) };
+    if profile.has_short_logins() {
+        return Ok((spec.with_short_logins(), None));
+    }
+    if !profile.ssl {
+        return Ok((spec, None));
+    }
     let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
     Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
 }

@@ -13,6 +13,7 @@ use crate::event::Events;
 use crate::identity::{self, Claim};
 use crate::instance::{Instance, InstanceRecord, Password};
 use crate::migrate;
+use crate::pg::scram::StoredForm;
 use crate::pg::{self, Login, LoginError, NotReady};
 use crate::provision::{self, Provision};
 use crate::seed;
@@ -28,6 +29,8 @@ pub(super) struct Run<'a> {
     pub(super) id: Uuid,
     pub(super) engine: &'a dyn Engine,
     pub(super) server: &'a Server,
+    /// In which form the server keeps passwords.
+    pub(super) stored: StoredForm,
     /// Whether the data was never written to the disk on purpose.
     pub(super) must_flush: bool,
     /// Whether the data was last used by another build of the image.
@@ -82,7 +85,7 @@ impl Run<'_> {
                 self.wait(&login).await.map_err(|error| error.into_error(&login))?
             }
         };
-        let wanted = Provision { instance: self.instance, id: self.id, server: self.server };
+        let wanted = Provision { instance: self.instance, id: self.id, server: self.server, stored: self.stored };
         let identifier = provision::provision(&mut connection, &wanted).await?;
         provision::close(connection).await;
         record.system_identifier = identifier.map(|identifier| identifier.to_string());
@@ -117,7 +120,7 @@ impl Run<'_> {
         if let Some(claim) = Claim::parse(&String::from_utf8_lossy(&found))? {
             claim.check(self.id)?;
         }
-        let script = provision::superuser_password_script(&self.server.admin.password)?;
+        let script = provision::superuser_password_script(&self.server.admin.password, self.stored)?;
         self.engine.run(&psql, script.as_bytes()).await?.checked("set the superuser's password")?;
         Ok(())
     }

@@ -98,7 +98,9 @@ fn compose_prints_what_the_instance_is() {
     let env = TestEnv::new();
     env.write("tfdev.toml", "project = \"shop\"\n[profiles.dev]\nwork_mem = \"8MB\"\n");
     let text = env.run(&["compose"]).ok().stdout;
-    for part in ["work_mem=8MB", "max_connections=20", "/var/lib/postgresql/data", "127.0.0.1:", "pg_isready", "256"] {
+    for part in
+        ["work_mem=8MB", "max_connections=20", "/var/lib/postgresql/data", "127.0.0.1:", "pg_stat_activity", "256"]
+    {
         assert!(text.contains(part), "{part} in {text}");
     }
 }

@@ -18,7 +18,7 @@ fn the_container_has_the_limits_and_labels_of_the_source() {
     assert!(host["ShmSize"].as_u64().is_some_and(|size| size >= 256 << 20), "parallel queries need /dev/shm");
     assert!(container["Config"]["StopTimeout"].as_u64().is_some_and(|seconds| seconds >= 120));
     let check = container["Config"]["Healthcheck"]["Test"].to_string();
-    assert!(check.contains("pg_isready"), "{check}");
+    assert!(check.contains("pg_stat_activity"), "{check}");
     assert!(host["Binds"].as_array().is_none_or(Vec::is_empty), "a remote daemon has no folder of ours");
 
     let mounts = container["Mounts"].as_array().unwrap();

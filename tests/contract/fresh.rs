@@ -6,16 +6,39 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use crate::support::process::{as_ordinary_user, kill};
 use crate::support::{TestEngine, TestEnv, on_every_engine, one, query, try_query, until};
 
-// Someone else's server is not among them yet: the pool there is not tried.
-on_every_engine!(@of_ours
-    a_database_is_held_for_the_program_that_asked_and_goes_with_it
-    a_test_command_gets_a_database_and_its_exit_status_passes
-    a_database_with_a_time_to_live_is_listed_and_dropped_by_name
-    suites_of_the_library_get_databases_of_their_own_in_parallel
-    a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call
-    a_panic_gives_the_database_back_and_keeps_it_if_asked_to
-    suites_that_are_killed_at_any_moment_leave_nothing_behind
+on_every_engine!(
+    a_database_is_held_for_the_program_that_asked_and_goes_with_it,
+    a_test_command_gets_a_database_and_its_exit_status_passes,
+    a_database_with_a_time_to_live_is_listed_and_dropped_by_name,
+    suites_of_the_library_get_databases_of_their_own_in_parallel,
+    a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call,
+    a_panic_gives_the_database_back_and_keeps_it_if_asked_to,
+    suites_that_are_killed_at_any_moment_leave_nothing_behind,
 );
+
+/// What only a server of ours does.
+mod of_ours {
+    use super::{a_server_that_nobody_uses_is_stopped_and_started_again, logins_are_short_on_test_and_on_no_other};
+    use crate::support::on_every_engine;
+
+    on_every_engine!(@of_ours
+        a_server_that_nobody_uses_is_stopped_and_started_again
+        logins_are_short_on_test_and_on_no_other
+    );
+}
+
+/// What takes long to set up, and comes to the same on each engine.
+mod on_one {
+    use super::{
+        a_suite_goes_on_when_its_server_was_made_anew, thirty_two_threads_share_the_twenty_connections_of_dev,
+    };
+    use crate::support::on_every_engine;
+
+    on_every_engine!(@each native Native:
+        thirty_two_threads_share_the_twenty_connections_of_dev
+        a_suite_goes_on_when_its_server_was_made_anew
+    );
+}
 
 /// The URL of the project's own database on the instance `test`.
 fn instance_url(env: &TestEnv) -> String {
@@ -33,7 +56,7 @@ fn name_in(url: &str) -> String {
 
 /// A program of the test's own choice in the surroundings of tfdev.
 fn command_in(env: &TestEnv, program: &str, arguments: &[&str]) -> Command {
-    let surroundings = env.command_of_tester(&[]);
+    let surroundings = if env.engine() == TestEngine::External { env.command(&[]) } else { env.command_of_tester(&[]) };
     let mut command = Command::new(program);
     command.args(arguments).current_dir(&env.project).env_clear();
     command.envs(surroundings.get_envs().filter_map(|(name, value)| Some((name, value?))));
@@ -158,7 +181,7 @@ fn a_killed_suite_leaves_the_other_alone_and_its_databases_go_with_the_next_call
     let instance = instance_url(env);
     killed.child.kill().unwrap();
     killed.child.wait().unwrap();
-    assert!(exists(&instance, &name_in(&lost)));
+    // Unless the other suite was just looking.
     env.run(&["fresh", "gc"]).ok();
     assert!(!exists(&instance, &name_in(&lost)));
     assert_eq!(one(&kept, "SELECT count(*) FROM tasks"), "0");
@@ -179,8 +202,8 @@ fn a_panic_gives_the_database_back_and_keeps_it_if_asked_to(env: &TestEnv) {
     assert_eq!(one(&kept, "SELECT count(*) FROM tasks"), "0");
 }
 
-/// How many databases are made while suites are killed; `TFDEV_SOAK` makes it more.
-const SOAK: i64 = 150;
+/// How many leases suites take while they are killed; `TFDEV_SOAK` makes it more.
+const SOAK: u64 = 150;
 
 fn suites_that_are_killed_at_any_moment_leave_nothing_behind(env: &TestEnv) {
     #[expect(clippy::disallowed_methods, reason = "how long to soak is no setting of tfdev")]
@@ -189,19 +212,16 @@ fn suites_that_are_killed_at_any_moment_leave_nothing_behind(env: &TestEnv) {
         env.run(&["fresh", "--ttl", "1s"]).ok();
         instance_url(env)
     };
+    env.write(LEASES, "");
+    let leases = || std::fs::metadata(env.project.join(LEASES)).unwrap().len();
     let mut suites: Vec<Suite> = (0..3).map(|_| Suite::start(env, "churn")).collect();
     let mut pause = 7;
-    let made = || -> i64 {
-        let made = env.run(&["fresh", "--ttl", "1s", "--json"]).ok().json();
-        let list = env.run(&["fresh", "list", "--json"]).ok().json();
-        let row = list.as_array().unwrap().iter().find(|row| row["database"] == made["database"]);
-        row.map_or(0, |row| row["id"].as_i64().unwrap())
-    };
-    while made() < wanted {
+    while leases() < wanted {
         for suite in &mut suites {
             // Any moment: a different one each time.
             pause = pause * 31 % 397;
-            std::thread::sleep(std::time::Duration::from_millis(pause));
+            // Time to get a lease at all, on a busy machine.
+            std::thread::sleep(std::time::Duration::from_millis(100 + pause));
             suite.child.kill().unwrap();
             suite.child.wait().unwrap();
             *suite = Suite::start(env, "churn");
@@ -214,10 +234,79 @@ fn suites_that_are_killed_at_any_moment_leave_nothing_behind(env: &TestEnv) {
     until("all databases to go", || {
         env.run(&["fresh", "gc"]).ok();
         env.run(&["fresh", "drop", "--all"]).ok();
-        let left = query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_f%'");
+        let left = query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_f\\_%'");
         left.is_empty().then_some(())
     });
-    assert_eq!(query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_t%'").len(), 1);
+    assert_eq!(query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_t\\_%'").len(), 1);
+}
+
+/// The file of the project to which suites add a byte for each lease that has ended.
+const LEASES: &str = "leases";
+
+/// How long after its last use a server is stopped in the test of that, in seconds.
+const IDLE_STOP: u64 = 2;
+
+fn a_server_that_nobody_uses_is_stopped_and_started_again(env: &TestEnv) {
+    env.write("tfdev.toml", format!("project = \"{}\"\n[fresh]\nidle_stop = {IDLE_STOP}\n", env.id));
+    let (mut shell, url) = shell_with(env, "fresh");
+    // Not by a login, which is a use.
+    let place = url.split_once('@').unwrap().1.split_once('/').unwrap().0.to_owned();
+    let answers = || std::net::TcpStream::connect(&place).is_ok();
+    // In use, for longer than the limit.
+    assert_eq!(one(&url, &format!("SELECT count(*) FROM pg_sleep({})", 2 * IDLE_STOP)), "1");
+    assert_eq!(one(&url, "SELECT count(*) FROM tasks"), "0");
+    drop(shell.stdin.take());
+    shell.wait().unwrap();
+    until("the server to be stopped", || (!answers()).then_some(()));
+    let again = env.run(&["fresh", "--ttl", "1h", "--json"]).ok().json();
+    let url = again["url"].as_str().unwrap();
+    // Kept for an hour, so in use. What does not happen can only be waited for.
+    std::thread::sleep(std::time::Duration::from_secs(2 * IDLE_STOP));
+    assert_eq!(one(url, "SELECT count(*) FROM tasks"), "0");
+    let down = env.run(&["down", "--all", "--json"]).ok().json();
+    let stopped = down["instances"].as_array().unwrap().iter().find(|one| one["instance"] == "test").unwrap();
+    assert_eq!((&stopped["changed"], &stopped["running"]), (&true.into(), &false.into()), "{down}");
+}
+
+fn logins_are_short_on_test_and_on_no_other(env: &TestEnv) {
+    env.up();
+    env.run(&["fresh", "--ttl", "1h"]).ok();
+    let form = "SELECT string_agg(DISTINCT left(rolpassword, 3), ' ') FROM pg_authid WHERE rolpassword IS NOT NULL";
+    let methods = "SELECT string_agg(DISTINCT auth_method, ' ') FROM pg_hba_file_rules WHERE type LIKE 'host%'";
+    for (instance, stored, method) in [("test", "md5", "md5"), ("dev", "SCR", "scram-sha-256")] {
+        let status = env.run(&["status", "--instance", instance, "--json"]).ok().json();
+        let folder = env.instance_dir().with_file_name(instance);
+        let password = std::fs::read_to_string(folder.join("superuser.password")).unwrap();
+        let superuser = format!("postgres://postgres:{}@127.0.0.1:{}/postgres", password.trim(), status["port"]);
+        assert_eq!((one(&superuser, form).as_str(), one(&superuser, methods).as_str()), (stored, method), "{instance}");
+        let user = std::fs::read_to_string(folder.join("user.password")).unwrap();
+        assert!(user.trim().len() >= 32 && password.trim().len() >= 32);
+        try_query(&superuser.replacen(password.trim(), "wrong", 1), "SELECT 1").unwrap_err();
+    }
+}
+
+fn thirty_two_threads_share_the_twenty_connections_of_dev(env: &TestEnv) {
+    env.up();
+    let mut suite = Suite::start(env, "crowd");
+    assert_eq!(suite.told(), "32 of 32 tests passed");
+    suite.end();
+    until("the databases of the suite to go", || {
+        // What its process was dropping when it ended, the server drops to the end.
+        env.run(&["fresh", "gc", "--instance", "dev"]).ok();
+        let listed = env.run(&["fresh", "list", "--instance", "dev", "--json"]).ok().json();
+        listed.as_array().unwrap().iter().all(|row| row["stage"] == "free").then_some(())
+    });
+}
+
+fn a_suite_goes_on_when_its_server_was_made_anew(env: &TestEnv) {
+    let mut suite = Suite::start(env, "again");
+    let first = suite.told();
+    assert_eq!(one(&first, "SELECT count(*) FROM tasks"), "0");
+    env.run(&["destroy", "--instance", "test", "--yes"]).ok();
+    writeln!(suite.stdin.as_mut().unwrap(), "go on").unwrap();
+    let second = suite.told();
+    assert_eq!(one(&second, "SELECT count(*) FROM tasks"), "0");
+    suite.end();
 }
 
 /// Says something to the test that started the suite.
@@ -239,13 +328,17 @@ fn a_suite_of_the_library() {
             tell(&db.url());
             let _ = std::io::stdin().read_line(&mut String::new());
         }
+        "again" => {
+            for _ in 0..2 {
+                let db = tfdev::blocking::fresh().unwrap();
+                tell(&db.url());
+                let _ = std::io::stdin().read_line(&mut String::new());
+            }
+        }
+        "crowd" => crowd(),
         "churn" => {
             for _ in 0..3 {
-                std::thread::spawn(|| {
-                    loop {
-                        drop(tfdev::blocking::fresh().unwrap());
-                    }
-                });
+                std::thread::spawn(churn);
             }
             drop(std::io::stdin().read_line(&mut String::new()));
         }
@@ -262,6 +355,40 @@ fn a_suite_of_the_library() {
         }
         other => panic!("unknown orders: {other}"),
     }
+}
+
+/// Takes one database after the other, and writes to every second one.
+fn churn() {
+    let mut leases = std::fs::File::options().append(true).open(LEASES).unwrap();
+    for number in 0_u64.. {
+        let db = tfdev::blocking::fresh().unwrap();
+        if number.is_multiple_of(2) {
+            query(&db.url(), "INSERT INTO users (email, password_hash) VALUES ('a@example.com', 'x') RETURNING 1");
+        }
+        drop(db);
+        leases.write_all(b".").unwrap();
+    }
+}
+
+/// More tests at once than the server has connections.
+fn crowd() {
+    let test = || {
+        let db = tfdev::FreshConfig::new().instance("dev").connections(2).database_blocking().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pool = db.pool_options().connect_with(db.connect_options()).await.unwrap();
+            let users = "SELECT count(*) FROM users";
+            let (one, two) = tokio::join!(
+                sqlx::query_scalar::<_, i64>(users).fetch_one(&pool),
+                sqlx::query_scalar::<_, i64>(users).fetch_one(&pool)
+            );
+            assert_eq!((one.unwrap(), two.unwrap()), (0, 0));
+            pool.close().await;
+        });
+    };
+    let threads: Vec<_> = (0..32).map(|_| std::thread::spawn(test)).collect();
+    let passed = threads.into_iter().filter_map(|thread| thread.join().ok()).count();
+    tell(&format!("{passed} of 32 tests passed"));
 }
 
 /// Tests in threads, half of them asynchronous, each of which writes and sees its own rows alone.

@@ -29,6 +29,9 @@ const DESTROY: [&str; 1] = ["destroy"];
 /// The calls that `logs` and a `psql` from beside the server make.
 const LOOKING: [&str; 2] = ["logs", "interactive"];
 
+/// The calls that only `verify` makes.
+const PROVING: [&str; 1] = ["resources"];
+
 /// The calls that an export and an import make.
 const MOVING: [&str; 1] = ["stream"];
 
@@ -39,7 +42,9 @@ const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
 
 #[test]
 fn every_call_of_an_engine_is_driven_into_every_fault() {
-    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &MOVING, &RESTORING].concat();
+    let driven =
+        [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &PROVING, &MOVING, &RESTORING]
+            .concat();
     assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
 }
 
@@ -187,6 +192,9 @@ fn looking(env: &TestEnv) {
     with_row(env);
     for cue in cues(&["logs"], &FAULTS) {
         run_with_fault(env, &["logs"], cue);
+    }
+    for cue in cues(&PROVING, &FAULTS) {
+        run_with_fault(env, &["verify"], cue);
     }
     // After it begins, psql has the terminal, and with some engines it has become this process.
     for fault in ["fail", "kill"] {

@@ -1,4 +1,4 @@
-//! The README's example in Rust. It is ignored, and a test runs it in a project of its own.
+//! The README's examples in Rust. They are ignored, and a test runs them in a project of its own.
 
 #[ignore = "another test starts it as a process of its own"]
 // README
@@ -10,3 +10,14 @@ async fn a_new_database_has_no_tasks() -> tfdev::Result<()> {
     assert_eq!(tasks, 0);
     Ok(())
 }
+// END
+
+#[ignore = "another test starts it as a process of its own"]
+// README
+#[test]
+fn an_application_of_any_kind_gets_a_url() -> tfdev::Result<()> {
+    let db = tfdev::FreshConfig::new().sql("CREATE TABLE tariffs (id int)").database_blocking()?;
+    assert!(db.url().starts_with("postgres://"));
+    Ok(())
+}
+// END

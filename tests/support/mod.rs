@@ -13,7 +13,7 @@ mod server;
 pub(crate) mod skipped;
 mod sql;
 
-pub(crate) use engine::{ONE_SERVER, TestEngine, on_every_engine, run_on};
+pub(crate) use engine::{Made, ONE_SERVER, TestEngine, on_every_engine, run_on};
 pub(crate) use environment::TestEnv;
 pub(crate) use outcome::{Outcome, finish, start};
 pub(crate) use server::{SomeonesServer, free_port};

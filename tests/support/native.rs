@@ -21,6 +21,15 @@ pub(crate) fn pid(env: &TestEnv) -> u32 {
     process::server_of(&data(env)).unwrap()
 }
 
+/// Holds the running server to another limit on memory than tfdev did, as root may.
+pub(crate) fn limit_memory(env: &TestEnv, bytes: u64) {
+    let limits = std::fs::read(env.instance_dir().join("native/limits.json")).unwrap();
+    let limits: serde_json::Value = serde_json::from_slice(&limits).unwrap();
+    let groups = limits["groups"].as_array().unwrap().iter().map(|group| PathBuf::from(group.as_str().unwrap()));
+    let mut files = groups.flat_map(|group| ["memory.max", "memory.limit_in_bytes"].map(|file| group.join(file)));
+    std::fs::write(files.find(|file| file.exists()).unwrap(), bytes.to_string()).unwrap();
+}
+
 /// The folders that servers of this test have or had, whether they are there or not.
 fn homes(env: &TestEnv) -> Vec<PathBuf> {
     let below = |folder: &Path| -> Vec<PathBuf> {

@@ -125,7 +125,7 @@ fn position(text: &str) -> Result<Lsn, String> {
 }
 
 pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> {
-    let Session { settings, events, output } = session;
+    let Session { settings, events, output, .. } = session;
     match command.action {
         Action::List => {
             let listings = backup::list(settings, events).await?;
@@ -177,7 +177,7 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
 }
 
 async fn of_running(action: Action, session: &Session) -> Result<ExitCode> {
-    let Session { settings, events, output } = session;
+    let Session { settings, events, output, .. } = session;
     let running = Running::find(settings, events).await?;
     let backups = Backups::of(&running, settings, events)?;
     match action {

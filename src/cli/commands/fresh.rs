@@ -19,7 +19,7 @@ use crate::server::Running;
 ///
 /// Prints the URL of a migrated database that nobody else has. It is gone when the program that called tfdev ends, however
 /// that ends, or after the time that --ttl names. The server is the project's instance `test`, whose data is in memory; it
-/// is started if it does not run.
+/// is started if it does not run, and stopped when nobody has used it for an hour.
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Fresh {
@@ -46,6 +46,9 @@ enum Action {
     },
     /// Drop now what dead processes have left, and what has expired
     Gc,
+    /// Stop the server when nobody has used it for a while
+    #[command(hide = true)]
+    Watch,
     /// Hold a database for another process
     #[command(hide = true)]
     Hold {
@@ -113,18 +116,17 @@ pub(super) async fn run(command: Fresh, session: &Session) -> Result<()> {
             let names = pool_of_running(session).await?.collect().await?;
             write_dropped(&names, session)
         }
+        Action::Watch => fresh::idle::stop_when_idle(&session.settings, &session.events).await,
         Action::Hold { process, create } => hold(process, &create, session).await,
     }
 }
 
-/// A pool and the template that `seed` asks for; the server is started if it does not run.
-pub(super) async fn prepare(seed: Option<&str>, session: &Session) -> Result<(Pool, Template)> {
+/// A database with the data set that `seed` asks for, and its pool; the server is started if it does not run.
+pub(super) async fn take(seed: Option<&str>, session: &Session) -> Result<(Pool, Template, Lease)> {
     let settings = &session.settings;
     let dataset = seed.map(|name| DataSet::load(name, &settings.project_dir)).transpose()?.flatten();
     let recipe = Recipe { dataset, ..Recipe::of(Source::of(settings)?) };
-    let pool = fresh::open(settings, None, fresh::holder_name(), &session.events).await?;
-    let template = pool.template(&recipe).await?;
-    Ok((pool, template))
+    fresh::lease(settings, &recipe, &fresh::holder_name(), &session.events).await
 }
 
 async fn pool_of_running(session: &Session) -> Result<Pool> {
@@ -133,8 +135,7 @@ async fn pool_of_running(session: &Session) -> Result<Pool> {
 }
 
 async fn create_for(create: &Create, time: Duration, session: &Session) -> Result<Created> {
-    let (pool, template) = prepare(create.seed.as_deref(), session).await?;
-    let lease = pool.take(&template).await?;
+    let (pool, _, lease) = take(create.seed.as_deref(), session).await?;
     let created = created(&lease, session);
     pool.keep(lease, time).await?;
     Ok(created)
@@ -209,8 +210,7 @@ fn error_of(text: &str) -> Error {
 /// Takes a database, tells of it, and holds it until the process ends.
 async fn hold(process: i32, create: &Create, session: &Session) -> Result<()> {
     let process = holder::Watched::new(process)?;
-    let (pool, template) = prepare(create.seed.as_deref(), session).await?;
-    let lease = pool.take(&template).await?;
+    let (pool, template, lease) = take(create.seed.as_deref(), session).await?;
     let created = created(&lease, session);
     session.output.result(&created, |out| writeln!(out, "{}", created.url))?;
     // The next one shall not have to wait. Nobody hears of it if that fails.

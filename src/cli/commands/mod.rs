@@ -5,10 +5,12 @@ pub(super) mod completions;
 pub(super) mod compose;
 pub(super) mod config;
 pub(super) mod destroy;
+pub(super) mod doctor;
 pub(super) mod down;
 pub(super) mod env;
 #[cfg(unix)]
 pub(super) mod fresh;
+pub(super) mod health;
 pub(super) mod hooks;
 pub(super) mod image;
 pub(super) mod init;
@@ -24,6 +26,7 @@ pub(super) mod status;
 pub(super) mod test;
 pub(super) mod up;
 pub(super) mod url;
+pub(super) mod verify;
 #[cfg(unix)]
 pub(super) mod write_log;
 
@@ -54,6 +57,9 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         Command::Test(command) => return test::run(command, session).await,
         Command::Hooks(command) => hooks::run(&command, session).await?,
         Command::Backup(command) => return backup::run(command, session).await,
+        Command::Health(command) => return health::run(&command, session).await,
+        Command::Verify(command) => return verify::run(&command, session).await,
+        Command::Doctor(command) => return doctor::run(&command, session).await,
         Command::Image(command) => image::run(command, session).await?,
         Command::Compose(command) => compose::run(&command, session)?,
         Command::Config(command) => config::run(&command, session)?,

@@ -7,7 +7,7 @@ use clap::Args;
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::fresh::prepare;
+use super::fresh::take;
 use crate::cli::Session;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::fresh::{Lease, Pool};
@@ -31,10 +31,9 @@ pub struct Test {
 }
 
 pub(super) async fn run(command: Test, session: &Session) -> Result<ExitCode> {
-    let (pool, template) = prepare(command.seed.as_deref(), session).await?;
+    let (pool, template, lease) = take(command.seed.as_deref(), session).await?;
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    pool.make_ahead(2 * cores);
-    let lease = pool.take(&template).await?;
+    pool.keep_ready(&template, 2 * cores);
     let ended = run_with(&command.command, &lease, session).await;
     let failed = !ended.as_ref().is_ok_and(ExitStatus::success);
     clean_up(&pool, lease, failed && session.settings.fresh.keep_on_failure.value, session).await?;

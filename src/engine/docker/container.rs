@@ -11,6 +11,7 @@ use bollard::models::{
 use uuid::Uuid;
 
 use super::labels;
+use crate::health;
 use crate::instance::Instance;
 use crate::profile::DataPlacement;
 use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS, SUPERUSER, ServerSpec, initdb_arguments};
@@ -39,9 +40,15 @@ pub fn environment(data: DataPlacement) -> Vec<String> {
     ]
 }
 
-/// The healthcheck that other tools see. tfdev itself never waits for it: readiness is a login.
+/// The healthcheck that other tools see: the question of `tfdev health`, asked as the superuser, for whom the server keeps
+/// connections. tfdev itself never waits for it: readiness is a login.
 pub fn healthcheck_command() -> String {
-    format!("pg_isready --quiet --host 127.0.0.1 --username {SUPERUSER} --dbname {SUPERUSER}")
+    // Every half minute a line in the log of all statements would be noise.
+    format!(
+        "PGOPTIONS='-c log_statement=none -c log_min_duration_statement=-1' \
+         psql -XAtqU {SUPERUSER} -d {SUPERUSER} -c \"{}\" | grep -qx t",
+        health::CONTAINER_QUERY
+    )
 }
 
 /// Publishes the server's port on `address`.

@@ -13,6 +13,8 @@ pub mod errors;
 pub mod exec;
 mod identity;
 pub mod labels;
+pub mod machine;
+mod resources;
 mod room;
 mod start;
 #[cfg(test)]
@@ -29,8 +31,8 @@ use self::labels::Labels;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest,
-    Started, State,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source,
+    StartRequest, Started, State,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -311,6 +313,10 @@ impl Engine for DockerEngine {
             limits_reason: None,
             reason,
         })
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        self.read_resources().await
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {

@@ -33,13 +33,13 @@ fn enough(folder: &Path, free: u64) -> Result<()> {
 
 /// The bytes that are free in the file system of `folder`, or of the nearest folder above it that may be looked at.
 #[cfg(unix)]
-fn free_bytes(folder: &Path) -> Option<u64> {
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
     folder.ancestors().find_map(|folder| rustix::fs::statvfs(folder).ok()).map(|room| room.f_bavail * room.f_frsize)
 }
 
 /// There is no daemon of this machine's own file systems elsewhere.
 #[cfg(not(unix))]
-fn free_bytes(_: &Path) -> Option<u64> {
+pub(super) fn free_bytes(_: &Path) -> Option<u64> {
     None
 }
 

@@ -26,7 +26,6 @@ use crate::instance::{Password, Secrets};
 use crate::profile::DataPlacement;
 use crate::spec::{
     CERTIFICATE_FILE, DATA_DIRECTORY, FILES_DIRECTORY, HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
-    TLS_ONLY_RULES,
 };
 
 /// What a volume holds, as its files tell.
@@ -190,8 +189,8 @@ impl DockerEngine {
         if let Some(certificate) = &request.certificate {
             files.push((CERTIFICATE_FILE, &certificate.certificate));
             files.push((KEY_FILE, certificate.key.expose()));
-            files.push((HOST_BASED_AUTHENTICATION_FILE, TLS_ONLY_RULES));
         }
+        files.extend(request.spec.login_rules().map(|rules| (HOST_BASED_AUTHENTICATION_FILE, rules)));
         self.upload_files(&name, &files, self.file_owner(&request.spec.image_id)).await
     }
 

@@ -33,8 +33,8 @@ use self::survey::Survey;
 use crate::config::{Origin, PasswordEnvironment, PortChoice, Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest,
-    Started, State, cannot,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source,
+    StartRequest, Started, State, cannot,
 };
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
@@ -196,7 +196,7 @@ impl ExternalEngine {
         Ok(made)
     }
 
-    /// The databases that the instance's registry names: snapshots and what belongs to them. Whatever the server is still
+    /// The databases that the instance's registry names: snapshots, what belongs to them, and fresh databases. Whatever the server is still
     /// making or dropping of these ends first.
     async fn listed(&self, registry: &str) -> Result<Vec<String>> {
         let mut session = self.open(&[registry]).await?;
@@ -209,7 +209,8 @@ impl ExternalEngine {
         if let Some(found) = clone::find(&mut session.connection, registry).await? {
             clone::close_sessions(&mut session.connection, found.oid).await?;
         }
-        let listed = registry::databases(&mut session.connection).await?;
+        let mut listed = registry::databases(&mut session.connection).await?;
+        listed.extend(crate::fresh::registry::databases(&mut session.connection).await?);
         close(session.connection).await;
         Ok(listed)
     }
@@ -395,6 +396,10 @@ impl Engine for ExternalEngine {
             limits_reason: Some("the server is run by someone else".to_owned()),
             reason: None,
         })
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        Err(cannot("tell what the server has of its machine", "the server is run by someone else"))
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {

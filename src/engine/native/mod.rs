@@ -36,8 +36,8 @@ use self::process::{PidFile, Process};
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Source, StartRequest,
-    Started, State,
+    DataMount, DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources,
+    Source, StartRequest, Started, State,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::Events;
@@ -214,6 +214,12 @@ impl Engine for NativeEngine {
             limits_reason,
             reason,
         })
+    }
+
+    async fn resources(&self) -> Result<Resources> {
+        let found = self.find()?;
+        let (memory_bytes, nano_cpus) = limits::held(&found.place);
+        Ok(Resources { image: None, memory_bytes, nano_cpus, data: DataMount::Folder(found.place.data()) })
     }
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {

@@ -13,13 +13,13 @@ use super::account::Account;
 use super::place::Place;
 use crate::engine::StartRequest;
 use crate::error::{Context, Result};
-use crate::spec::{ServerSpec, TLS_ONLY_RULES};
+use crate::spec::ServerSpec;
 
 /// The line in `postgresql.conf`; the path is relative to that file, so that all can be moved together.
 pub(super) const INCLUDE: &str = "include = '../tfdev.conf'\n";
 
-/// The names of the files, relative to the home, that a profile with `ssl = on` needs.
-const TLS_FILES: [(&str, &str); 3] =
+/// The names of the files, relative to the home, that settings of the spec name.
+const FILES: [(&str, &str); 3] =
     [("ssl_cert_file", "server.crt"), ("ssl_key_file", "server.key"), ("hba_file", "pg_hba.conf")];
 
 /// Writes the settings for a start on `port`, and what they name.
@@ -37,7 +37,9 @@ pub(super) fn write(
     if let Some(certificate) = &request.certificate {
         put("server.crt", &certificate.certificate)?;
         put("server.key", certificate.key.expose())?;
-        put("pg_hba.conf", TLS_ONLY_RULES)?;
+    }
+    if let Some(rules) = request.spec.login_rules() {
+        put("pg_hba.conf", rules)?;
     }
     put("tfdev.conf", &text(&request.spec, &place.home, port, socket_dir))
 }
@@ -50,7 +52,7 @@ fn text(spec: &ServerSpec, home: &Path, port: u16, socket_dir: &Path) -> String 
     );
     let mut line = |name: &str, value: &str| writeln!(text, "{name} = {}", quoted(value)).expect("a String takes all");
     for (name, value) in &spec.settings {
-        match TLS_FILES.iter().find(|(setting, _)| setting == name) {
+        match FILES.iter().find(|(setting, _)| setting == name) {
             // The spec has the paths inside a container. Absolute, for `hba_file` is relative to nothing that lasts.
             Some((_, file)) => line(name, &home.join(file).display().to_string()),
             None => line(name, value),

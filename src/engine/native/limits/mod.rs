@@ -96,6 +96,23 @@ fn record(place: &Place) -> PathBuf {
     place.records.join("limits.json")
 }
 
+/// What the kernel holds the server's groups to: memory in bytes, and processor time in billionths of a core. `None` means
+/// all there is.
+pub(super) fn held(place: &Place) -> (Option<u64>, Option<u64>) {
+    let groups = Limits::read(place).groups;
+    let read = |file: &str| groups.iter().find_map(|group| fs::read_to_string(group.join(file)).ok());
+    let number = |file: &str| read(file)?.trim().parse::<u64>().ok();
+    let memory = number("memory.max").or_else(|| number("memory.limit_in_bytes"));
+    let quota = match read("cpu.max") {
+        Some(text) => text
+            .split_once(' ')
+            .and_then(|(quota, period)| Some((quota.parse::<u64>().ok()?, period.trim().parse::<u64>().ok()?))),
+        None => number("cpu.cfs_quota_us").zip(number("cpu.cfs_period_us")),
+    };
+    let cpus = quota.filter(|(_, period)| *period > 0).map(|(quota, period)| quota * 1_000_000_000 / period);
+    (memory, cpus)
+}
+
 /// Why the server of this process number is not held to its limits; `None` if it is.
 pub(super) fn missing(place: &Place, pid: i32) -> Option<String> {
     let limits = Limits::read(place);
@@ -174,6 +191,32 @@ mod tests {
         Limits { groups, reason: None }.write(&place).unwrap();
         remove(&place, &Events::none()).await;
         assert!(!ours.exists() && others.exists() && !record(&place).exists());
+    }
+
+    #[test]
+    fn what_a_group_is_held_to_is_read_from_its_files() {
+        let root = tempfile::tempdir().unwrap();
+        let place = place(root.path());
+        let group = root.path().join("tfdev-1");
+        for folder in [&place.records, &group] {
+            fs::create_dir(folder).unwrap();
+        }
+        assert_eq!(held(&place), (None, None));
+        Limits { groups: vec![group.clone()], reason: None }.write(&place).unwrap();
+        let write = |name: &str, text: &str| fs::write(group.join(name), text).unwrap();
+        write("memory.max", "1073741824\n");
+        write("cpu.max", "100000 100000\n");
+        assert_eq!(held(&place), (Some(1 << 30), Some(1_000_000_000)));
+        write("memory.max", "max\n");
+        write("cpu.max", "max 100000\n");
+        assert_eq!(held(&place), (None, None));
+        fs::remove_file(group.join("cpu.max")).unwrap();
+        for (name, text) in
+            [("memory.limit_in_bytes", "5\n"), ("cpu.cfs_quota_us", "50000\n"), ("cpu.cfs_period_us", "100000\n")]
+        {
+            write(name, text);
+        }
+        assert_eq!(held(&place), (Some(5), Some(500_000_000)));
     }
 
     #[test]
