@@ -51,6 +51,17 @@ pub const POINTS: &[&str] = &[
     "fresh.sweep.marked",
     "fresh.reuse.closed",
     "fresh.sweep.dropped",
+    "backup.ship.put",
+    "backup.ship.stored",
+    "backup.logical.begun",
+    "backup.physical.begun",
+    "backup.full.stored",
+    "backup.restore.intent",
+    "backup.restore.filled",
+    "backup.restore.promoted",
+    "backup.verify.restored",
+    "backup.agent.made",
+    "backup.forget.deleted",
 ];
 
 /// Does what the test ordered for this place; nothing otherwise.

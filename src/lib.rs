@@ -24,12 +24,14 @@
 //! - [`mod@fresh`] gives each test a database of its own, out of a pool that all processes share.
 //! - `serve` hands the same databases out over HTTP, as IntegreSQL does (feature `server`).
 //! - [`archive`] is the form of a database in one file, which [`snapshot`] writes and reads beside the server.
+//! - [`backup`] makes full backups and archives the log, and restores, verifies and forgets them.
 //! - [`hooks`] keeps one state for each branch of a git repository, with [`snapshot`].
 //! - [`up`], [`down`], [`status`] and [`psql`] are the commands as calls; [`cli`] turns arguments into these calls and
 //!   [`event`]s into lines and bars. The library itself never prints.
 //! - [`fault`] names the places at which tests end the program.
 
 pub mod archive;
+pub mod backup;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -360,6 +360,16 @@ impl Profile {
         ]
     }
 
+    /// Why a server with this profile has no archived log; `None` if it can have one.
+    pub(crate) fn no_archive(&self) -> Option<String> {
+        let profile = &self.name;
+        if self.data == DataPlacement::Memory {
+            return Some(format!("the data of the profile `{profile}` is in memory and goes with its server"));
+        }
+        let is_minimal = self.settings.get("wal_level").is_some_and(|level| level.value == "minimal");
+        is_minimal.then(|| format!("the profile `{profile}` has `wal_level = \"minimal\"`, whose log leads nowhere"))
+    }
+
     /// Whether the server keeps passwords so that a login is short: its data is thrown away, and it speaks no TLS.
     pub fn has_short_logins(&self) -> bool {
         self.base == BuiltIn::Test && !self.ssl

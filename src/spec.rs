@@ -117,6 +117,14 @@ impl ServerSpec {
         self
     }
 
+    /// Lets the server archive its log for `tfdev backup`.
+    #[must_use]
+    pub fn with_archive(mut self) -> Self {
+        let settings = crate::backup::wal::settings(self.limits.storage_bytes);
+        self.settings.extend(settings.map(|(name, value)| (name.to_owned(), value)));
+        self
+    }
+
     /// Makes logins short: for servers with data that is thrown away.
     #[must_use]
     pub fn with_short_logins(mut self) -> Self {

@@ -1,5 +1,6 @@
 //! Drives the real binary against the real Docker Engine and the PostgreSQL 15 of this machine.
 //!
+//! - `backup` is about full backups, the archived log, and recovery.
 //! - `cli` is about words: arguments, files, streams, exit statuses. It needs no Docker.
 //! - `contract` is what people rely on when nothing is wrong, over every engine.
 //! - `doctor` is what is found on a machine; `health` and `verify` what is found on a server; `logs` what it wrote.
@@ -20,6 +21,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on is to fail where it stands")]
 
+mod backup;
 mod cli;
 mod contract;
 #[cfg(unix)]

@@ -24,6 +24,7 @@ mod tests;
 
 pub use manifest::{Database, DefaultPrivileges, Grant, Manifest, Payload, SnapshotName, Source};
 pub use read::{Contents, Reader};
+pub(crate) use write::assemble;
 pub use write::{LEVELS, Writer};
 
 /// The usual ending of such a file's name.

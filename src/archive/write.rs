@@ -124,3 +124,15 @@ impl<R: io::Read> io::Read for Hashing<R> {
         Ok(length)
     }
 }
+
+/// Writes a file out of what another place keeps: a manifest, and the dump as it is packed. Nothing of it is checked here:
+/// whoever reads the file does that. Replaces what is there.
+pub(crate) fn assemble(path: &Path, manifest: &Manifest, packed: &mut dyn io::Read) -> Result<()> {
+    let what = || format!("cannot write `{}`", path.display());
+    let text = serde_json::to_vec(manifest).or_failed(what)?;
+    let target = PartialFile::beside(path, &format!("database.{}", super::EXTENSION))?;
+    let mut file = target.file()?;
+    file.write_all(&frame(&text)).or_failed(what)?;
+    io::copy(packed, &mut file).or_failed(what)?;
+    target.take_name()
+}

@@ -6,8 +6,8 @@ use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 #[cfg(all(unix, feature = "server"))]
 use super::commands::serve;
 use super::commands::{
-    completions, compose, config as config_command, destroy, doctor, down, env, health, hooks, image, init, logs, man,
-    migrate, psql, reset, seed, snapshot, status, up, url, verify,
+    backup, completions, compose, config as config_command, destroy, doctor, down, env, health, hooks, image, init,
+    logs, man, migrate, psql, reset, seed, snapshot, status, up, url, verify,
 };
 #[cfg(unix)]
 use super::commands::{fresh, test};
@@ -119,6 +119,8 @@ pub enum Command {
     Serve(serve::Serve),
     /// Keep one database state for each branch, by a git hook
     Hooks(hooks::Hooks),
+    /// Make backups, recover to any second, and prove that it works
+    Backup(backup::Backup),
     /// Say whether the server lives and is ready
     Health(health::Health),
     /// Prove on the running server what the source document promises

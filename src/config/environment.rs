@@ -7,6 +7,7 @@ use std::process::{Command, ExitCode};
 
 use directories::{BaseDirs, ProjectDirs};
 
+use super::cloud::CloudEnvironment;
 use super::{DockerEnvironment, FILE_NAME, PasswordEnvironment, Setting};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::Password;
@@ -36,6 +37,8 @@ pub struct Environment {
     pub machine: String,
     /// `NO_COLOR` is set and not empty.
     pub no_color: bool,
+    /// Who logs in to a store of backups.
+    pub cloud: CloudEnvironment,
 }
 
 impl Environment {
@@ -74,6 +77,7 @@ impl Environment {
             ask: None,
         };
         let no_color = no_color();
+        let cloud = CloudEnvironment::read(home_dir.as_deref());
         let machine = machine();
         Ok(Self {
             current_dir,
@@ -86,6 +90,7 @@ impl Environment {
             passwords,
             machine,
             no_color,
+            cloud,
         })
     }
 }
@@ -129,6 +134,12 @@ pub fn json() -> bool {
 #[cfg(all(debug_assertions, unix))]
 pub(crate) fn fault_point() -> Option<String> {
     variable("TFDEV_FAULT_POINT")?.into_string().ok()
+}
+
+/// By how many seconds a test moves the clock of backups on; only debug builds ask.
+#[cfg(debug_assertions)]
+pub(crate) fn fault_clock() -> i64 {
+    variable("TFDEV_FAULT_CLOCK").and_then(|text| text.into_string().ok()?.parse().ok()).unwrap_or_default()
 }
 
 /// Starts this program again without the variables that would change its own sessions with servers

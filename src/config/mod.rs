@@ -8,6 +8,7 @@
 //! line (or the name of the flag), what was expected and what was found; all mistakes of one run come in one error.
 //! Nothing has been started then.
 
+mod cloud;
 mod environment;
 mod flags;
 mod layer;
@@ -31,6 +32,9 @@ use std::path::PathBuf;
 use crate::error::Result;
 use crate::instance::Password;
 
+pub use cloud::CloudEnvironment;
+#[cfg(debug_assertions)]
+pub(crate) use environment::fault_clock;
 #[cfg(all(debug_assertions, unix))]
 pub(crate) use environment::fault_point;
 pub use environment::{Environment, json, no_color, restart_without_unwanted, variable_of};
@@ -215,6 +219,8 @@ pub struct BackupSettings {
     pub keep_full_days: Setting<u64>,
     /// How many days the write-ahead log is kept.
     pub keep_wal_days: Setting<u64>,
+    /// The variables `AWS_…`, with what the file of credentials has where they say nothing.
+    pub variables: CloudEnvironment,
 }
 
 /// Everything that is settled before any work begins.

@@ -250,7 +250,8 @@ pub(super) fn store(text: &str) -> Result<(), Fault> {
     let expected = "\"s3://bucket/prefix\" or \"file:///folder\"";
     let is_plain = !text.chars().any(char::is_control) && !text.split('/').any(|part| part == "..");
     let is_bucket = |text: &str| {
-        let bucket = text.split('/').next().unwrap_or_default();
+        // What stands behind `?` says where the store is.
+        let bucket = text.split(['/', '?']).next().unwrap_or_default();
         (3..=63).contains(&bucket.len())
             && is_made_of(bucket, 63, is_lower_or_digit, |c| is_lower_or_digit(c) || ".-".contains(c))
     };

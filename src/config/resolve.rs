@@ -140,6 +140,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
             schedule: text("backup.schedule"),
             keep_full_days: number("backup.keep_full_days"),
             keep_wal_days: number("backup.keep_wal_days"),
+            variables: environment.cloud.clone(),
         },
         timeout_seconds: number("timeout"),
         yes: truth("yes"),

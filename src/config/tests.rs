@@ -109,6 +109,7 @@ impl World {
             passwords: PasswordEnvironment::default(),
             machine: "machine".to_owned(),
             no_color: false,
+            cloud: CloudEnvironment::default(),
         }
     }
 

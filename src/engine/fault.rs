@@ -13,18 +13,20 @@ use async_trait::async_trait;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Resources, Source, StartRequest, Started,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, ProgramOutput, Resources, Source, StartRequest,
+    Started,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::Events;
 use crate::server::Server;
 
 /// The calls of an engine that can fail, by their names.
-pub const STEPS: [&str; 13] = [
+pub const STEPS: [&str; 14] = [
     "observe",
     "resources",
     "source",
     "start",
+    "restore",
     "server",
     "check_alive",
     "flush",
@@ -170,6 +172,10 @@ impl Engine for FaultEngine {
 
     async fn check_alive(&self) -> Result<()> {
         self.call("check_alive", self.inner.check_alive()).await
+    }
+
+    async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        self.call("restore", self.inner.restore(request, data)).await
     }
 
     async fn stop(&self) -> Result<bool> {

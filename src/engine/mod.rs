@@ -22,6 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use uuid::Uuid;
 
 use self::program::{Input, Program};
@@ -261,6 +262,11 @@ pub fn cannot(what: &str, why: &str) -> Error {
     Error::new(ErrorKind::Refused, format!("the external engine can't {what}, because {why}"))
 }
 
+/// Hands a data folder as a tar file, in pieces, to its second argument, until that says that nobody listens. Its first
+/// argument is the text of [`cluster::MARKER`], which is the last entry: what fails before it leaves nothing whole.
+/// It blocks.
+pub type DataSource = Box<dyn FnOnce(&str, &mut dyn FnMut(Bytes) -> bool) -> Result<()> + Send>;
+
 /// Takes the next bytes of a log.
 pub type LogReceiver<'a> = dyn FnMut(&[u8]) -> Result<()> + Send + 'a;
 
@@ -280,6 +286,10 @@ pub trait Engine: Send + Sync {
     /// Makes what is missing and starts the server; it may not answer logins yet when this returns. A server that runs
     /// already is started anew only if it cannot take what changed while it runs.
     async fn start(&self, request: &StartRequest) -> Result<Started>;
+
+    /// Makes the data of a new instance from `data`, for [`Engine::start`] to run a server on. Fails with
+    /// [`ErrorKind::Conflict`] if there is any; whatever else fails leaves what [`Engine::destroy`] removes.
+    async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()>;
 
     /// Fails, with the server's last log lines, if the server's process is no longer alive.
     async fn check_alive(&self) -> Result<()>;

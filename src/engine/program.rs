@@ -9,12 +9,16 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::stream::{select, unfold};
 use futures_util::{Stream, StreamExt};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::ProgramOutput;
 use crate::error::{Context, Error, Result};
+
+/// How much output of a program of this machine is taken at once, in bytes: what a pipe holds on Linux.
+const OUTPUT_CAPACITY: usize = 64 * 1024;
 
 /// How much of the standard error is kept, in bytes: the last lines say what went wrong.
 const KEPT_ERRORS: usize = 16 * 1024;
@@ -116,6 +120,29 @@ impl Program {
         Self { action, input, pieces, exit, errors: Vec::new(), early: VecDeque::new() }
     }
 
+    /// A program of this machine whose streams are pipes. `kept` is dropped when it has ended.
+    pub(super) fn of_child(action: String, mut child: tokio::process::Child, kept: impl Send + 'static) -> Self {
+        let input: Pin<Box<dyn AsyncWrite + Send>> = match child.stdin.take() {
+            Some(stdin) => Box::pin(stdin),
+            None => Box::pin(tokio::io::sink()),
+        };
+        let stdout = child.stdout.take().expect("it was asked for");
+        let stderr = child.stderr.take().expect("it was asked for");
+        let doing = action.clone();
+        let pieces = select(
+            bytes_of(stdout).map(|bytes| bytes.map(Piece::Output)),
+            bytes_of(stderr).map(|bytes| bytes.map(Piece::Error)),
+        )
+        .map(move |piece| piece.or_failed(|| format!("cannot {doing}: its output could not be read")));
+        let doing = action.clone();
+        let exit = Box::pin(async move {
+            let status = child.wait().await.or_failed(|| format!("cannot {doing}"))?;
+            drop(kept);
+            Ok(status.code().unwrap_or(1).into())
+        });
+        Self::new(action, input, Box::pin(pieces), exit)
+    }
+
     /// The next part of the program's standard output; `None` at its end.
     pub async fn read(&mut self) -> Result<Option<Bytes>> {
         if let Some(bytes) = self.early.pop_front() {
@@ -160,6 +187,17 @@ impl Program {
         let exit_code = self.exit.await?;
         Ok(ProgramOutput { exit_code, stdout: Vec::new(), stderr: self.errors })
     }
+}
+
+fn bytes_of(reader: impl AsyncRead + Unpin + Send) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
+    unfold(reader, |mut reader| async move {
+        let mut buffer = BytesMut::with_capacity(OUTPUT_CAPACITY);
+        match reader.read_buf(&mut buffer).await {
+            Ok(0) => None,
+            Ok(_) => Some((Ok(buffer.freeze()), reader)),
+            Err(error) => Some((Err(error), reader)),
+        }
+    })
 }
 
 /// Keeps the last of what is written to the standard error.

@@ -134,7 +134,7 @@ fn cannot(what: &str, path: &Path) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::config::{DockerEnvironment, Environment, Flags, PasswordEnvironment, Setting};
+    use crate::config::{CloudEnvironment, DockerEnvironment, Environment, Flags, PasswordEnvironment, Setting};
 
     /// The settings of a project folder with this `tfdev.toml`, records below `root`.
     pub(crate) fn settings(root: &Path, folder: &str, file: &str) -> Settings {
@@ -152,6 +152,7 @@ pub(crate) mod tests {
             passwords: PasswordEnvironment::default(),
             machine: "machine".to_owned(),
             no_color: false,
+            cloud: CloudEnvironment::default(),
         };
         Settings::resolve(&Flags::default(), &environment).unwrap()
     }

@@ -27,6 +27,15 @@ pub(crate) fn create_folder(folder: &Path) -> Result<()> {
     made.context(ErrorKind::Failed, || cannot("make the folder", folder)).map_err(|error| writable_hint(error, folder))
 }
 
+/// Makes a folder and what is missing above it, open to the owner alone. A folder that is there stays as it is.
+pub(crate) fn create_folder_once(folder: &Path) -> io::Result<()> {
+    let mut builder = fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
+}
+
 /// Writes a file in one step: a reader finds all of it or what was there before. Its folder exists.
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     remove_abandoned(path);

@@ -71,6 +71,15 @@ pub struct InstanceRecord {
     pub changing: bool,
     /// Whether the first initialisation came to its end.
     pub initialised: bool,
+    /// Whether the log is not archived though a store is configured: so it is in a restored instance until it is told.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub archive_off: bool,
+    /// Whether it is being made from a backup, and may be removed by whoever begins that anew.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub restoring: bool,
+    /// Whether it was made to prove a backup, and goes afterwards.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub throw_away: bool,
     /// What a newer version wrote.
     #[serde(flatten)]
     pub other: serde_json::Map<String, serde_json::Value>,

@@ -9,6 +9,7 @@
 //! `src/include/access/xlog_internal.h` of PostgreSQL 15, on a little-endian machine with 8-byte alignment (x86-64 and
 //! AArch64); the version fields and the CRC refuse anything else.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,6 +38,10 @@ mod offset {
     pub(super) const CHECKPOINT_TIMELINE: usize = 48;
     pub(super) const WAL_LEVEL: usize = 172;
     pub(super) const MAX_CONNECTIONS: usize = 180;
+    pub(super) const MAX_WORKER_PROCESSES: usize = 184;
+    pub(super) const MAX_WAL_SENDERS: usize = 188;
+    pub(super) const MAX_PREPARED_TRANSACTIONS: usize = 192;
+    pub(super) const MAX_LOCKS_PER_TRANSACTION: usize = 196;
     pub(super) const WAL_SEGMENT_SIZE: usize = 228;
     pub(super) const DATA_CHECKSUM_VERSION: usize = 252;
     pub(super) const CRC: usize = 288;
@@ -92,6 +97,14 @@ pub struct ControlFile {
     pub wal_level: u32,
     /// `max_connections` of the last start; a recovery needs at least as many.
     pub max_connections: u32,
+    /// `max_worker_processes` of the last start.
+    pub max_worker_processes: u32,
+    /// `max_wal_senders` of the last start.
+    pub max_wal_senders: u32,
+    /// `max_prepared_transactions` of the last start.
+    pub max_prepared_transactions: u32,
+    /// `max_locks_per_transaction` of the last start.
+    pub max_locks_per_transaction: u32,
     /// The size of a WAL segment, in bytes.
     pub wal_segment_size: u32,
     /// Whether data pages carry checksums.
@@ -125,9 +138,25 @@ impl ControlFile {
             timeline: u32_at(bytes, offset::CHECKPOINT_TIMELINE),
             wal_level: u32_at(bytes, offset::WAL_LEVEL),
             max_connections: u32_at(bytes, offset::MAX_CONNECTIONS),
+            max_worker_processes: u32_at(bytes, offset::MAX_WORKER_PROCESSES),
+            max_wal_senders: u32_at(bytes, offset::MAX_WAL_SENDERS),
+            max_prepared_transactions: u32_at(bytes, offset::MAX_PREPARED_TRANSACTIONS),
+            max_locks_per_transaction: u32_at(bytes, offset::MAX_LOCKS_PER_TRANSACTION),
             wal_segment_size: u32_at(bytes, offset::WAL_SEGMENT_SIZE),
             data_checksums: u32_at(bytes, offset::DATA_CHECKSUM_VERSION) != 0,
         })
+    }
+
+    /// The settings that must be at least as large in a server that replays this one's log, by name.
+    pub fn recovery_settings(&self) -> BTreeMap<String, u32> {
+        let settings = [
+            ("max_connections", self.max_connections),
+            ("max_worker_processes", self.max_worker_processes),
+            ("max_wal_senders", self.max_wal_senders),
+            ("max_prepared_transactions", self.max_prepared_transactions),
+            ("max_locks_per_transaction", self.max_locks_per_transaction),
+        ];
+        settings.map(|(name, value)| (name.to_owned(), value)).into()
     }
 }
 

@@ -131,8 +131,26 @@ impl Snapshots<'_> {
         snapshot: Option<SnapshotName>,
         options: &ExportOptions<'_>,
     ) -> Result<(Manifest, u64)> {
-        let admin = self.server.admin_login();
-        let login = Login { database: database.to_owned(), ..admin };
+        let login = Login { database: database.to_owned(), ..self.server.admin_login() };
+        let mut manifest = self.describe(database, options.source.clone()).await?;
+        manifest.snapshot = snapshot;
+        manifest.payload.level = options.level;
+        let writer = Writer::create(options.path, options.replace, manifest)?;
+        let guard = writer.guard();
+        let command = dump_command(&login.user, database, None)?;
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        self.events.started(format!("Writing `{}`", options.path.display()));
+        let begin = Instant::now();
+        let program = engine.stream(&command, Input::None).await?;
+        let written = write(program, writer, self.events).await?;
+        drop(guard);
+        self.events.finished(format!("Wrote `{}`", options.path.display()), begin.elapsed());
+        Ok(written)
+    }
+
+    /// What a file or backup says of `database`, but for its contents.
+    pub(crate) async fn describe(&self, database: &str, source: Source) -> Result<Manifest> {
+        let login = Login { database: database.to_owned(), ..self.server.admin_login() };
         let mut session = Admin::open(&login, self.options.timeout).await?;
         let read = async {
             self.server.prove(&mut session.connection, self.record).await?;
@@ -143,28 +161,16 @@ impl Snapshots<'_> {
         crate::provision::close(session.connection).await;
         let (known, outside) = read?;
         let version = known.server_version;
-        let manifest = Manifest {
+        Ok(Manifest {
             tfdev: env!("CARGO_PKG_VERSION").to_owned(),
             postgres: format!("{}.{}", version / 10_000, version % 10_000),
             created: Timestamp::now(),
-            source: options.source.clone(),
-            snapshot,
+            source,
+            snapshot: None,
             migration: known.migration,
             database: outside,
-            payload: Payload { level: options.level, bytes: 0, compressed_bytes: 0, sha256: String::new() },
-        };
-        let writer = Writer::create(options.path, options.replace, manifest)?;
-        let guard = writer.guard();
-        let conninfo = conninfo(&login.user, database, "")?;
-        let command =
-            ["pg_dump", "--format=custom", "--compress=0", "--no-tablespaces", "--no-password", "--dbname", &conninfo];
-        self.events.started(format!("Writing `{}`", options.path.display()));
-        let begin = Instant::now();
-        let program = engine.stream(&command, Input::None).await?;
-        let written = write(program, writer, self.events).await?;
-        drop(guard);
-        self.events.finished(format!("Wrote `{}`", options.path.display()), begin.elapsed());
-        Ok(written)
+            payload: Payload { level: 3, bytes: 0, compressed_bytes: 0, sha256: String::new() },
+        })
     }
 }
 
@@ -202,6 +208,15 @@ fn write_pieces(mut writer: Writer, mut receiver: mpsc::Receiver<Bytes>) -> Resu
     Ok(writer)
 }
 
+/// The command that dumps a database, of the state that `snapshot` holds if there is one.
+pub(crate) fn dump_command(user: &str, database: &str, snapshot: Option<&str>) -> Result<Vec<String>> {
+    let conninfo = conninfo(user, database, "")?;
+    let words =
+        ["pg_dump", "--format=custom", "--compress=0", "--no-tablespaces", "--no-password", "--dbname", &conninfo];
+    let words = words.into_iter().map(str::to_owned);
+    Ok(words.chain(snapshot.map(|snapshot| format!("--snapshot={snapshot}"))).collect())
+}
+
 /// Where a program beside the server finds a database: over the server's own socket, which wants no password. `options`
 /// are for the session.
 pub(super) fn conninfo(user: &str, database: &str, options: &str) -> Result<String> {
@@ -216,7 +231,7 @@ pub(super) fn conninfo(user: &str, database: &str, options: &str) -> Result<Stri
 }
 
 /// Tells now and then how far a dump is.
-pub(super) struct Told<'a> {
+pub(crate) struct Told<'a> {
     events: &'a Events,
     bytes: u64,
     last: Instant,
@@ -225,11 +240,11 @@ pub(super) struct Told<'a> {
 impl<'a> Told<'a> {
     const EVERY: Duration = Duration::from_millis(100);
 
-    pub(super) fn new(events: &'a Events) -> Self {
+    pub(crate) fn new(events: &'a Events) -> Self {
         Self { events, bytes: 0, last: Instant::now() }
     }
 
-    pub(super) fn add(&mut self, bytes: usize) {
+    pub(crate) fn add(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
         if self.last.elapsed() >= Self::EVERY {
             self.last = Instant::now();
@@ -237,7 +252,7 @@ impl<'a> Told<'a> {
         }
     }
 
-    pub(super) fn done(&self) {
+    pub(crate) fn done(&self) {
         self.send(true);
     }
 

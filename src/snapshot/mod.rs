@@ -58,6 +58,7 @@ pub(crate) use base::SETTINGS;
 pub use base::reset;
 pub use create::Created;
 pub use export::{ExportOptions, Exported};
+pub(crate) use export::{Told, dump_command};
 pub use import::{ImportOptions, Imported};
 pub use restore::{Restored, Way};
 

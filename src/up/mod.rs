@@ -12,10 +12,11 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::work::{adopt, spec};
 use self::work::{Begun, Work};
 use crate::config::Settings;
 use crate::engine::{self, EngineKind, Parts, State};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::{Instance, InstanceLock, InstanceRecord};
 use crate::migrate::Source;
@@ -134,6 +135,9 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
     if let (State::Starting, Some(reason)) = (observed.state, &observed.reason) {
         events.warning(reason.clone());
     }
+    if InstanceRecord::read(&instance, events)?.is_some_and(|record| record.restoring) {
+        return Err(unfinished_restore(&instance));
+    }
     let (id, mut record) = record::recall(&instance, engine.kind(), &observed, events)?;
     record.engine_reason.get_or_insert(chosen.reason);
     let last_image = observed.parts.image.as_deref().or(record.image.as_deref());
@@ -180,4 +184,12 @@ pub async fn up(settings: &Settings, events: &Events) -> Result<UpReport> {
         project: instance.project,
         instance: instance.name,
     })
+}
+
+/// The error for an instance that was to be made from a backup, which was cut off.
+fn unfinished_restore(instance: &Instance) -> Error {
+    let message = format!("the instance `{}` was being restored from a backup, which was cut off", instance.name);
+    Error::new(ErrorKind::Refused, message)
+        .hint(format!("begin anew with `tfdev backup restore … --as {}`", instance.name))
+        .hint(format!("or remove it with `tfdev destroy --instance {}`", instance.name))
 }

@@ -117,19 +117,8 @@ impl Work<'_> {
     }
 
     fn request(&self, profile: &Profile, record: &InstanceRecord) -> Result<StartRequest> {
-        let port = self.settings.database.port.value;
-        let mut spec = ServerSpec::new(profile, &self.source.name, &self.source.id, port);
-        let mut certificate = None;
-        // None for a server that is someone else's.
-        let host = self.engine.certificate_host();
-        if host.is_some() && profile.has_short_logins() {
-            spec = spec.with_short_logins();
-        }
-        if let Some(host) = host.filter(|_| profile.ssl) {
-            let made = ServerCertificate::of(self.instance, &self.settings.state_dir, &host)?;
-            spec = spec.with_certificate(made.fingerprint());
-            certificate = Some(made);
-        }
+        let (spec, certificate) =
+            spec(self.settings, profile, self.instance, self.engine, self.source, record.archive_off)?;
         Ok(StartRequest { spec, certificate, id: self.id, last_port: record.port })
     }
 
@@ -187,4 +176,59 @@ impl Work<'_> {
         record.changing = false;
         record.write(self.instance)
     }
+}
+
+/// The server that the instance is to have, and its certificate if the profile has `ssl = on`.
+pub(crate) fn spec(
+    settings: &Settings,
+    profile: &Profile,
+    instance: &Instance,
+    engine: &dyn Engine,
+    source: &Source,
+    archive_off: bool,
+) -> Result<(ServerSpec, Option<ServerCertificate>)> {
+    let mut spec = ServerSpec::new(profile, &source.name, &source.id, settings.database.port.value);
+    if settings.backup.store.is_some() && !archive_off && profile.no_archive().is_none() {
+        spec = spec.with_archive();
+    }
+    // None for a server that is someone else's.
+    let Some(host) = engine.certificate_host() else { return Ok((spec, None)) };
+    if profile.has_short_logins() {
+        return Ok((spec.with_short_logins(), None));
+    }
+    if !profile.ssl {
+        return Ok((spec, None));
+    }
+    let certificate = ServerCertificate::of(instance, &settings.state_dir, &host)?;
+    Ok((spec.with_certificate(certificate.fingerprint()), Some(certificate)))
+}
+
+/// Starts an instance whose data was restored, and makes it this machine's own: passwords, role, database and mark. It is
+/// neither migrated nor seeded. The caller holds the instance's lock.
+pub(crate) async fn adopt(
+    settings: &Settings,
+    instance: &Instance,
+    engine: &dyn Engine,
+    request: &StartRequest,
+    record: &mut InstanceRecord,
+    events: &Events,
+) -> Result<Server> {
+    let started = engine.start(request).await?;
+    record.port = Some(started.endpoint.port);
+    record.image.clone_from(&started.parts.image);
+    record.root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
+    let server = engine.server(settings, started.endpoint.clone(), record.root_cert.clone(), events).await?;
+    let run = Run {
+        instance,
+        id: request.id,
+        engine,
+        server: &server,
+        stored: request.spec.stored,
+        must_flush: false,
+        image_changed: false,
+        events,
+        timeout: Duration::from_secs(settings.timeout_seconds.value),
+    };
+    provision::close(run.ready(&started, record).await?).await;
+    Ok(server)
 }

@@ -35,11 +35,16 @@ const PROVING: [&str; 1] = ["resources"];
 /// The calls that an export and an import make.
 const MOVING: [&str; 1] = ["stream"];
 
+/// The calls that a restore of a backup makes beside those of an `up`.
+const RESTORING: [&str; 1] = ["restore"];
+
 const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
 
 #[test]
 fn every_call_of_an_engine_is_driven_into_every_fault() {
-    let driven = [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &PROVING, &MOVING].concat();
+    let driven =
+        [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &PROVING, &MOVING, &RESTORING]
+            .concat();
     assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
 }
 
@@ -100,6 +105,23 @@ fn first_up(env: &TestEnv, fault: &'static str) {
         env.assert_nothing_left();
         assert_eq!(env.state(), "absent");
     }
+}
+
+fn restoring(env: &TestEnv) {
+    let store = env.path("store");
+    env.write("tfdev.toml", format!("project = \"{}\"\n[backup]\nstore = \"file://{}\"\n", env.id, store.display()));
+    with_row(env);
+    env.run(&["backup", "now", "--only", "physical"]).ok();
+    let restore = ["backup", "restore", "--as", "copy"];
+    for cue in cues(&RESTORING, &FAULTS) {
+        // What the one before has left goes first.
+        run_with_fault(env, &restore, cue);
+    }
+    env.run(&restore).ok();
+    let url = env.run(&["url", "--instance", "copy"]).ok().stdout;
+    assert_eq!(one(url.trim(), "SELECT count(*) FROM users WHERE email = 'kept@example.com'"), "1");
+    env.run(&["destroy", "--yes", "--instance", "copy"]).ok();
+    assert_eq!((kept(env).as_str(), env.made()), ("1", ONE_SERVER));
 }
 
 fn next_up(env: &TestEnv) {
@@ -245,6 +267,11 @@ macro_rules! steps_on {
             #[test]
             fn an_export_and_an_import_go_on_after_a_fault() {
                 run_on($engine, super::moving);
+            }
+
+            #[test]
+            fn a_restore_begins_anew_after_a_fault() {
+                run_on($engine, super::restoring);
             }
 
             #[test]

@@ -5,7 +5,7 @@ mod example;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;
 
-use crate::support::{Outcome, TestEnv, finish, free_port, start};
+use crate::support::{Outcome, TestEngine, TestEnv, finish, free_port, start};
 
 const README: &str = include_str!("../../README.md");
 
@@ -61,6 +61,16 @@ fn the_example_of_profiles_works_and_prints_what_it_shows() {
     let Some(env) = TestEnv::docker() else { return };
     env.up();
     assert_printed("Profiles", &run_script(&env, &[], &blocks("Profiles", "sh")));
+}
+
+#[test]
+fn the_example_of_backups_works() {
+    let Some(env) = TestEnv::on(TestEngine::Native) else { return };
+    let file = blocks("Backups", "toml").replace("/var/backups/tfdev", env.path("store").to_str().unwrap());
+    env.write("tfdev.toml", file.replace("shop", &env.id));
+    let outcome = run_script(&env, &[], &blocks("Backups", "sh"));
+    assert!(outcome.stdout.contains("tables are as they were"), "{outcome:?}");
+    env.run(&["destroy", "--all", "--yes"]).ok();
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! One file a command: its arguments, one library call, and how its report looks.
 
+pub(super) mod backup;
 pub(super) mod completions;
 pub(super) mod compose;
 pub(super) mod config;
@@ -59,6 +60,7 @@ pub(super) async fn run(command: Command, session: &Session) -> Result<ExitCode>
         #[cfg(all(unix, feature = "server"))]
         Command::Serve(command) => serve::run(&command, session).await?,
         Command::Hooks(command) => hooks::run(&command, session).await?,
+        Command::Backup(command) => return backup::run(command, session).await,
         Command::Health(command) => return health::run(&command, session).await,
         Command::Verify(command) => return verify::run(&command, session).await,
         Command::Doctor(command) => return doctor::run(&command, session).await,

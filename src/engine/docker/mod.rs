@@ -31,8 +31,8 @@ use self::labels::Labels;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source, StartRequest,
-    Started, State,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source,
+    StartRequest, Started, State,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -338,6 +338,10 @@ impl Engine for DockerEngine {
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {
         self.start_instance(request).await
+    }
+
+    async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        self.restore_data(request, data).await
     }
 
     async fn check_alive(&self) -> Result<()> {

@@ -20,7 +20,7 @@ use super::errors::{failed, is_conflict, is_not_found, port_taken};
 use super::{Container, DockerEngine, container, endpoint, labels, room};
 use crate::config::PortChoice;
 use crate::engine::cluster::{Cluster, VERSION_FILE_TIME};
-use crate::engine::{StartRequest, Started, ports};
+use crate::engine::{DataSource, StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Password, Secrets};
 use crate::profile::DataPlacement;
@@ -313,6 +313,28 @@ impl DockerEngine {
     }
 
     async fn upload_cluster(&self, request: &StartRequest, cluster: Cluster) -> Result<()> {
+        let id = request.id;
+        self.upload_data(request, Box::new(move |marker, send| cluster.copy(id, marker, send))).await
+    }
+
+    /// Makes the volume of a new instance from `data`, and a container for it, which is not started.
+    pub(super) async fn restore_data(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        let (container, volume) = self.look().await?;
+        if container.is_some() || volume.is_some() {
+            let message = format!("there is a container or volume of `{}` already", self.instance.container_name());
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
+        // The start looks again for a port that is free.
+        let candidates = ports::candidates(request.spec.port, request.last_port, &self.instance);
+        let port = candidates.into_iter().find(|port| !ports::looks_taken(*port)).ok_or_else(ports::none_free)?;
+        self.create_volume(request).await?;
+        self.create_container(request, (address, port)).await?;
+        self.upload_data(request, data).await
+    }
+
+    /// Fills the volume of the container, which does not run.
+    async fn upload_data(&self, request: &StartRequest, data: DataSource) -> Result<()> {
         let name = self.instance.container_name();
         let marker = serde_json::json!({
             "id": request.id.to_string(), "project": self.instance.project, "instance": self.instance.name,
@@ -320,15 +342,14 @@ impl DockerEngine {
         })
         .to_string();
         let (sender, receiver) = mpsc::channel::<Bytes>(4);
-        let id = request.id;
         let reader =
-            tokio::task::spawn_blocking(move || cluster.copy(id, &marker, |piece| sender.blocking_send(piece).is_ok()));
+            tokio::task::spawn_blocking(move || data(&marker, &mut |piece| sender.blocking_send(piece).is_ok()));
         let pieces = futures_util::stream::unfold(receiver, |mut receiver| async move {
             receiver.recv().await.map(|piece| (piece, receiver))
         });
         let options = UploadToContainerOptionsBuilder::default().path(DATA_DIRECTORY).build();
         let uploaded = self.docker().upload_to_container(&name, Some(options), bollard::body_stream(pieces)).await;
-        reader.await.or_failed(|| "reading the cached data folder was cut off")??;
+        reader.await.or_failed(|| "reading the data folder was cut off")??;
         uploaded.map_err(|error| failed(&format!("fill volume `{}`", self.instance.volume_name()), error))
     }
 

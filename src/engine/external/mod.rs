@@ -33,8 +33,8 @@ use self::survey::Survey;
 use crate::config::{Origin, PasswordEnvironment, PortChoice, Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source, StartRequest,
-    Started, State, cannot,
+    DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source,
+    StartRequest, Started, State, cannot,
 };
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
@@ -456,8 +456,21 @@ impl Engine for ExternalEngine {
         Ok(Source { name: format!("the server at {}", self.place()), id: "external".to_owned() })
     }
 
-    async fn stream(&self, _: &[&str], _: Input) -> Result<Program> {
-        Err(Error::new(ErrorKind::Refused, "there is nothing beside an external server that could run a program"))
+    async fn restore(&self, _: &StartRequest, _: DataSource) -> Result<()> {
+        Err(cannot("have its data folder restored", "that folder is on a machine that someone else runs"))
+    }
+
+    async fn stream(&self, command: &[&str], input: Input) -> Result<Program> {
+        if command.first() != Some(&"pg_dump") || input != Input::None {
+            let message = "there is nothing beside an external server that could run a program";
+            return Err(Error::new(ErrorKind::Refused, message));
+        }
+        // That of this machine: a client as any other, which ends when nobody reads what it writes.
+        let (mut prepared, password_file) = self.command(command)?;
+        prepared.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let what = || format!("cannot run `{}`", command[0]);
+        let child = tokio::process::Command::from(prepared).kill_on_drop(true).spawn().or_failed(what)?;
+        Ok(Program::of_child(format!("run `{}`", command[0]), child, password_file))
     }
 
     async fn run(&self, command: &[&str], stdin: &[u8]) -> Result<ProgramOutput> {

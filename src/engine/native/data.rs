@@ -8,6 +8,7 @@ use std::io::{self, BufReader};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use uuid::Uuid;
@@ -15,8 +16,8 @@ use uuid::Uuid;
 use super::account::Account;
 use super::place::Place;
 use super::settings_file;
-use crate::engine::StartRequest;
 use crate::engine::cluster::{self, Cluster, MARKER};
+use crate::engine::{DataSource, StartRequest};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{Instance, Password, private_file};
 use crate::pg::control::{CONTROL_FILE, ClusterState, ControlFile};
@@ -154,6 +155,21 @@ impl Maker {
         Ok(password)
     }
 
+    /// Makes the data folder from what `data` hands over.
+    pub(super) fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        let (partial, target) = (self.place.partial(), self.place.data());
+        remove(&partial)?;
+        let marker = self.marker(request);
+        let what = || format!("cannot unpack the data folder `{}`", partial.display());
+        let made =
+            self.unpack_from(move |send| data(&marker, send)).and_then(|()| flush(&self.place.home).or_failed(what));
+        if let Err(error) = made {
+            remove(&partial)?;
+            return Err(error);
+        }
+        fs::rename(&partial, &target).or_failed(|| format!("cannot name the data folder `{}`", target.display()))
+    }
+
     fn marker(&self, request: &StartRequest) -> String {
         let marker = Marker {
             id: request.id,
@@ -165,19 +181,21 @@ impl Maker {
     }
 
     fn copy(&self, cluster: &Cluster, request: &StartRequest) -> Result<Password> {
-        let what = || format!("cannot copy the cached data folder to `{}`", self.place.partial().display());
-        let (reader, mut writer) = io::pipe().or_failed(what)?;
         let marker = self.marker(request);
-        std::thread::scope(|scope| {
-            let source = scope.spawn(move || {
-                cluster.copy(request.id, &marker, |piece| io::Write::write_all(&mut writer, &piece).is_ok())
-            });
-            let unpacked = self.unpack(reader).or_failed(what).map_err(|error| with_room_hint(error, &self.place.home));
-            let sent =
-                source.join().unwrap_or_else(|_| Err(Error::failed("reading the cached data folder was cut off")));
-            sent.and(unpacked)
-        })?;
+        self.unpack_from(|send| cluster.copy(request.id, &marker, send))?;
         Ok(Password::new(cluster.index.password.clone()))
+    }
+
+    /// Unpacks the tar file that `source` hands over in pieces.
+    fn unpack_from(&self, source: impl FnOnce(&mut dyn FnMut(Bytes) -> bool) -> Result<()> + Send) -> Result<()> {
+        let what = || format!("cannot unpack a data folder to `{}`", self.place.partial().display());
+        let (reader, mut writer) = io::pipe().or_failed(what)?;
+        std::thread::scope(|scope| {
+            let source = scope.spawn(move || source(&mut |piece| io::Write::write_all(&mut writer, &piece).is_ok()));
+            let unpacked = self.unpack(reader).or_failed(what).map_err(|error| with_room_hint(error, &self.place.home));
+            let sent = source.join().unwrap_or_else(|_| Err(Error::failed("reading the data folder was cut off")));
+            sent.and(unpacked)
+        })
     }
 
     /// Unpacks a data folder; its entries are folders and files only, each after the folder that it is in.

@@ -36,8 +36,8 @@ use self::process::{PidFile, Process};
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
-    DataMount, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources, Source,
-    StartRequest, Started, State,
+    DataMount, DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources,
+    Source, StartRequest, Started, State,
 };
 use crate::error::{Context, Error, Result};
 use crate::event::Events;
@@ -224,6 +224,10 @@ impl Engine for NativeEngine {
 
     async fn start(&self, request: &StartRequest) -> Result<Started> {
         self.start_instance(request).await
+    }
+
+    async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        self.restore_data(request, data).await
     }
 
     async fn check_alive(&self) -> Result<()> {

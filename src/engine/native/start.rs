@@ -12,7 +12,7 @@ use super::limits::{self, Limits};
 use super::place::{Kept, Place};
 use super::{Found, NativeEngine, endpoint, remove_home, settings_file};
 use crate::config::PortChoice;
-use crate::engine::{Parts, StartRequest, Started, State, ports};
+use crate::engine::{DataSource, Parts, StartRequest, Started, State, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{FileLock, Password};
 use crate::pg::programs::Programs;
@@ -162,6 +162,25 @@ impl NativeEngine {
         self.events.finished("Made a data folder", begin.elapsed());
         drop(lock);
         Ok((place, account, password))
+    }
+
+    /// Makes the data folder of a new instance from `data`.
+    pub(super) async fn restore_data(&self, request: &StartRequest, data: DataSource) -> Result<()> {
+        let found = self.find()?;
+        if found.folder.is_some() {
+            let message = format!("there is a data folder `{}` already", found.place.data().display());
+            return Err(Error::new(ErrorKind::Conflict, message));
+        }
+        let programs = self.programs()?;
+        let (account, _) = Account::for_new(self.user.as_ref())?;
+        let place = Place::of(&self.instance, None);
+        remember(&found, &place, false, request, &programs)?;
+        place.create()?;
+        let instance = self.instance.clone();
+        let maker = Maker { place, instance, account, programs, cache: self.cluster_dir.clone() };
+        let request = request.clone();
+        let made = tokio::task::spawn_blocking(move || maker.restore(&request, data));
+        made.await.or_failed(|| "making the data folder was cut off")?
     }
 
     /// Starts the server on the first port that is free, within the profile's limits. Returns the port.

@@ -4,17 +4,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Stdio;
 
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
-use futures_util::stream::{Stream, select, unfold};
-use tokio::io::{AsyncRead, AsyncReadExt};
-
 use super::account::Account;
-use crate::engine::program::{Input, LIFELINE, Piece, Program};
+use crate::engine::program::{Input, LIFELINE, Program};
 use crate::error::{Context, Result};
-
-/// How much output is taken at once, in bytes: what a pipe holds on Linux.
-const OUTPUT_CAPACITY: usize = 64 * 1024;
 
 /// Starts `argv[0]` as `account`, with its file, if it has one, in `folder`. It ends with the returned value, and with
 /// this process.
@@ -33,33 +25,8 @@ pub(super) fn start(
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // A Ctrl-C is for tfdev alone, whose end then ends the program in order.
     command.process_group(0);
-    let mut child = tokio::process::Command::from(command).spawn().or_failed(what)?;
-    let stdin = child.stdin.take().expect("it was asked for");
-    let stdout = child.stdout.take().expect("it was asked for");
-    let stderr = child.stderr.take().expect("it was asked for");
-    let doing = action.clone();
-    let pieces = select(
-        bytes_of(stdout).map(|bytes| bytes.map(Piece::Output)),
-        bytes_of(stderr).map(|bytes| bytes.map(Piece::Error)),
-    )
-    .map(move |piece| piece.or_failed(|| format!("cannot {doing}: its output could not be read")));
-    let doing = action.clone();
-    let exit = Box::pin(async move {
-        let status = child.wait().await.or_failed(|| format!("cannot {doing}"))?;
-        Ok(status.code().unwrap_or(1).into())
-    });
-    Ok(Program::new(action, Box::pin(stdin), Box::pin(pieces), exit))
-}
-
-fn bytes_of(reader: impl AsyncRead + Unpin + Send) -> impl Stream<Item = std::io::Result<Bytes>> + Send {
-    unfold(reader, |mut reader| async move {
-        let mut buffer = BytesMut::with_capacity(OUTPUT_CAPACITY);
-        match reader.read_buf(&mut buffer).await {
-            Ok(0) => None,
-            Ok(_) => Some((Ok(buffer.freeze()), reader)),
-            Err(error) => Some((Err(error), reader)),
-        }
-    })
+    let child = tokio::process::Command::from(command).spawn().or_failed(what)?;
+    Ok(Program::of_child(action, child, ()))
 }
 
 #[cfg(test)]
