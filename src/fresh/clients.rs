@@ -94,7 +94,7 @@ impl Pool {
         let what = || "cannot count the fresh databases";
         let question = format!(
             "SELECT count(*) FILTER (WHERE stage IN ('leased', 'building')) >= {leases}, {room}, \
-             count(*) FILTER (WHERE stage = 'free' OR (stage = 'dropping' \
+             count(*) FILTER (WHERE stage IN ('free', 'returned') OR (stage = 'dropping' \
              AND coalesce(tried_at > clock_timestamp() - interval '5 s', true))) = 0 \
              FROM tfdev.fresh_database WHERE source = {source}",
             leases = self.0.max_leases,

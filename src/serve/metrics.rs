@@ -12,11 +12,12 @@ use crate::fresh::{FreshDatabase, Stage};
 const BUCKETS: [f64; 13] = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 15.0, 60.0];
 
 /// The stages of a database, with the word for each.
-const STAGES: [(Stage, &str); 5] = [
+const STAGES: [(Stage, &str); 6] = [
     (Stage::Building, "building"),
     (Stage::Free, "free"),
     (Stage::Leased, "leased"),
     (Stage::Kept, "kept"),
+    (Stage::Returned, "returned"),
     (Stage::Dropping, "dropping"),
 ];
 

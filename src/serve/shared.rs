@@ -19,7 +19,7 @@ use super::metrics::{Door, Metrics};
 use super::pools::Pools;
 use super::template::Templates;
 use crate::error::{Context, Result};
-use crate::fresh::{self, Lease, Pool, Stage, Template};
+use crate::fresh::{self, FreshDatabase, Lease, Pool, Stage, Template};
 
 /// Calls at once; more are refused. A suite that waits for databases with more threads than this helps nobody.
 const CALLS: usize = 512;
@@ -275,10 +275,10 @@ impl Shared {
         let holder = fresh::holder_name();
         loop {
             pool.collect().await?;
-            // Some may be dropped by sessions that began before.
+            // Some may be looked at, or dropped, by sessions that began before.
             let all = pool.list().await?;
-            let is_ours = |stage: Stage, of: Option<&str>| stage == Stage::Dropping && of == Some(holder.as_str());
-            if !all.iter().any(|one| is_ours(one.stage, one.holder.as_deref())) {
+            let is_on_its_way = |one: &FreshDatabase| matches!(one.stage, Stage::Returned | Stage::Dropping);
+            if !all.iter().any(|one| is_on_its_way(one) && one.holder.as_deref() == Some(&holder)) {
                 return Ok(());
             }
             tokio::time::sleep(RECYCLE_EVERY).await;

@@ -10,8 +10,9 @@ use super::{exists, instance_url};
 use crate::support::{TestEngine, TestEnv, one, query, run_on, until};
 
 /// The client gives up after 6 s by itself; this machine may be busy.
-const PATIENT: Duration = Duration::from_secs(60);
+const PATIENT: Duration = Duration::from_mins(1);
 
+#[expect(clippy::needless_pass_by_value, clippy::unnecessary_wraps, reason = "the form that the client wants")]
 fn migrate(settings: ConnectionSettings) -> Result<(), Box<dyn Error>> {
     query(&settings.to_libpq_url(), "CREATE TABLE pets (name text)");
     Ok(())

@@ -51,7 +51,7 @@ fn nonsense_is_refused_and_leaves_nothing() {
             std::net::TcpStream::connect(&served.address).unwrap().write_all(bytes.as_bytes()).unwrap();
         }
         assert_eq!(databases(), before);
-        assert_eq!(served.metric(r#"tfdev_serve_templates{stage="filling"}"#), 0.0);
+        assert_eq!(served.metric(r#"tfdev_serve_templates{stage="filling"}"#), 0);
 
         // More templates at once than there are places for clients that fill them.
         for number in 0..16 {
@@ -80,7 +80,7 @@ fn databases_that_clients_forget_make_room_but_none_that_is_in_use() {
             query(&url, "INSERT INTO notes VALUES ('mine')");
         }
         session.run("INSERT INTO notes VALUES ('still mine')");
-        assert!(served.metric("tfdev_serve_recycled_total") >= 6.0);
+        assert!(served.metric("tfdev_serve_recycled_total") >= 6);
 
         // A client that goes away while it waits: what it would have got is free for the next one.
         // Connected to at once, so that neither makes room for the other.
@@ -91,7 +91,7 @@ fn databases_that_clients_forget_make_room_but_none_that_is_in_use() {
         drop(waits);
         drop(sessions);
         until("the unclaimed database to be free", || {
-            (served.metric(r#"tfdev_serve_databases{state="unlocked"}"#) > 0.0).then_some(())
+            (served.metric(r#"tfdev_serve_databases{state="unlocked"}"#) > 0).then_some(())
         });
         let (_, url) = take(&served, "forgetful");
         assert_eq!(one(&url, "SELECT count(*) FROM notes"), "0");

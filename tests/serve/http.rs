@@ -60,7 +60,7 @@ impl Served {
 
     /// The value of a metric, whole with its labels.
     #[track_caller]
-    pub(super) fn metric(&self, name: &str) -> f64 {
+    pub(super) fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics").is(200).body;
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
@@ -71,7 +71,7 @@ impl Served {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let has_host = headers.iter().any(|(name, _)| *name == "Host");
         let host = if has_host { String::new() } else { format!("Host: {}\r\n", self.address) };
-        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let headers = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect::<Vec<_>>().concat();
         let head = format!("{method} {path} HTTP/1.1\r\n{host}{headers}Connection: close\r\n");
         write!(stream, "{head}Content-Length: {}\r\n\r\n", body.len()).unwrap();
         // A service that refuses what is too long need not read it all.

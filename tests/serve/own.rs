@@ -76,11 +76,11 @@ fn the_service_tells_of_itself() {
         served.get("/no/such/call").is(404);
         let description = served.get("/openapi.json").is(200).json();
         assert!(description["paths"]["/fresh"]["get"].is_object());
-        assert_eq!(served.metric(r#"tfdev_fresh_databases{stage="leased"}"#), 1.0);
-        assert_eq!(served.metric(r#"tfdev_serve_databases{state="leased"}"#), 1.0);
-        assert_eq!(served.metric(r#"tfdev_serve_hand_out_seconds_count{door="leases"}"#), 1.0);
-        assert_eq!(served.metric(r#"tfdev_serve_requests_total{method="GET",route="/fresh",status="200"}"#), 1.0);
-        assert_eq!(served.metric(r#"tfdev_serve_requests_total{method="GET",route="none",status="404"}"#), 1.0);
+        assert_eq!(served.metric(r#"tfdev_fresh_databases{stage="leased"}"#), 1);
+        assert_eq!(served.metric(r#"tfdev_serve_databases{state="leased"}"#), 1);
+        assert_eq!(served.metric(r#"tfdev_serve_hand_out_seconds_count{door="leases"}"#), 1);
+        assert_eq!(served.metric(r#"tfdev_serve_requests_total{method="GET",route="/fresh",status="200"}"#), 1);
+        assert_eq!(served.metric(r#"tfdev_serve_requests_total{method="GET",route="none",status="404"}"#), 1);
 
         let taken = env.run(&["serve", "--listen", &served.address]).exits(6);
         taken.says("something else listens on").says("--listen 127.0.0.1:0");

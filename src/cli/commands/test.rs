@@ -92,6 +92,7 @@ impl Service {
         Ok(Self {})
     }
 
+    #[expect(clippy::unused_self, reason = "with the feature they are those of the service")]
     fn variables(&self) -> [(&'static str, String); 0] {
         []
     }
