@@ -93,16 +93,19 @@ fn run(matches: &clap::ArgMatches, arguments: Arguments, output: &Output) -> Res
         .enable_all()
         .build()
         .map_err(|error| Error::failed("cannot start the asynchronous runtime").caused_by(error))?;
+    let handles_interrupts = arguments.command.handles_interrupts();
+    // In a place of its own: some commands have much to remember.
+    let command = Box::pin(commands::run(arguments.command, &session));
     let result = runtime.block_on(async {
-        if arguments.command.handles_interrupts() {
-            return commands::run(arguments.command, &session).await;
+        if handles_interrupts {
+            return command.await;
         }
         tokio::select! {
             // In this order: before the command does anything, signals are waited for.
             biased;
             () = interrupted() => Err(Error::new(ErrorKind::Interrupted, "interrupted")
                 .hint("run the same command again: it goes on from where this one was")),
-            result = commands::run(arguments.command, &session) => result,
+            result = command => result,
         }
     });
     runtime.block_on(crate::engine::settle(CLEANUP_LIMIT));
