@@ -149,5 +149,8 @@ pub fn holder_name() -> String {
 /// Whether the server is no longer the one that the pool was opened with, or lacks what was made there.
 fn is_stale(error: &Error) -> bool {
     let is_missing_table = error.causes().iter().any(|cause| cause.contains("tfdev.fresh_"));
-    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused) || is_missing_table || session::is_lost(error)
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Refused)
+        || is_missing_table
+        || session::is_lost(error)
+        || session::is_turned_away(error)
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sqlx::Row as _;
 
 use super::pool::Pool;
-use super::registry::{self, DATABASE_LOCK, FreshDatabase};
+use super::registry::{self, DATABASE_LOCK, FreshDatabase, Stage};
 use super::template::drop_database;
 use super::untouched::Returned;
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -28,6 +28,9 @@ const SWEEPERS: usize = 2;
 /// How long one drop may take. A process of the server that stands still keeps all drops waiting (PostgreSQL 15 waits for
 /// every process to close its files), and then it is tried again later.
 const DROP_LIMIT: &str = "15s";
+
+/// How often is looked whether others are through with what was given back.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Which rows may be swept: those that are to go, those that expired, those whose process may be gone.
 fn candidates() -> String {
@@ -74,6 +77,20 @@ impl Pool {
         self.retire_templates(&mut worker.admin).await?;
         worker.finish();
         Ok(swept)
+    }
+
+    /// As [`Pool::collect`], and waits for what this process has given back and sessions that began before are still looking
+    /// at or dropping.
+    pub async fn settle(&self) -> Result<()> {
+        let is_on_its_way = |one: &FreshDatabase| matches!(one.stage, Stage::Returned | Stage::Dropping);
+        loop {
+            self.collect().await?;
+            let ours = self.list().await?.into_iter().filter(|one| one.holder.as_ref() == Some(&self.options().holder));
+            if !ours.into_iter().any(|one| is_on_its_way(&one)) {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
     }
 
     async fn sweep_all(&self, again: bool) -> Result<Vec<String>> {

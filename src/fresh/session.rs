@@ -59,18 +59,30 @@ fn is_passing(error: &LoginError) -> bool {
 
 /// Whether the session in which this happened is gone, and another one may do better.
 pub fn is_lost(error: &Error) -> bool {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    match cause(error) {
+        Some(sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed) => true,
+        Some(sqlx::Error::Database(database)) => {
+            matches!(database.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "08006" | "08003"))
+        }
+        _ => false,
+    }
+}
+
+/// Whether the server at the address does not know our role, its password or the database: a server that was made anew has
+/// other passwords, and another one may have its port.
+pub(super) fn is_turned_away(error: &Error) -> bool {
+    let Some(sqlx::Error::Database(database)) = cause(error) else { return false };
+    matches!(database.code().as_deref(), Some("28P01" | "28000" | "3D000"))
+}
+
+/// What the server or the connection to it said.
+fn cause(error: &Error) -> Option<&sqlx::Error> {
+    let mut next = std::error::Error::source(error);
     while let Some(error) = next {
-        if let Some(error) = error.downcast_ref::<sqlx::Error>() {
-            return match error {
-                sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
-                sqlx::Error::Database(database) => {
-                    matches!(database.code().as_deref(), Some("57P01" | "57P02" | "57P03" | "08006" | "08003"))
-                }
-                _ => false,
-            };
+        if let Some(found) = error.downcast_ref::<sqlx::Error>() {
+            return Some(found);
         }
         next = error.source();
     }
-    false
+    None
 }

@@ -19,7 +19,7 @@ use super::metrics::{Door, Metrics};
 use super::pools::Pools;
 use super::template::Templates;
 use crate::error::{Context, Result};
-use crate::fresh::{self, FreshDatabase, Lease, Pool, Stage, Template};
+use crate::fresh::{Lease, Pool, Template};
 
 /// Calls at once; more are refused. A suite that waits for databases with more threads than this helps nobody.
 const CALLS: usize = 512;
@@ -272,17 +272,7 @@ impl Shared {
         let all = u32::try_from(CALLS).expect("a few hundred");
         let _ = self.calls.acquire_many(all).await;
         self.give_back_known(&pool).await;
-        let holder = fresh::holder_name();
-        loop {
-            pool.collect().await?;
-            // Some may be looked at, or dropped, by sessions that began before.
-            let all = pool.list().await?;
-            let is_on_its_way = |one: &FreshDatabase| matches!(one.stage, Stage::Returned | Stage::Dropping);
-            if !all.iter().any(|one| is_on_its_way(one) && one.holder.as_deref() == Some(&holder)) {
-                return Ok(());
-            }
-            tokio::time::sleep(RECYCLE_EVERY).await;
-        }
+        pool.settle().await
     }
 
     async fn give_back_known(&self, pool: &Pool) {

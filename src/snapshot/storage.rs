@@ -25,6 +25,10 @@ const OUR_DATABASES: &str = "\
     SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database \
     WHERE datname IN ($1, current_database()) OR datname IN (SELECT database FROM tfdev.snapshot)";
 
+/// The same before anything was kept.
+const OUR_DATABASES_ALONE: &str = "\
+    SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database WHERE datname IN ($1, current_database())";
+
 /// How much room there is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Room {
@@ -43,7 +47,8 @@ impl Room {
         let what = || "cannot measure the storage in use";
         let question = match tenancy {
             Tenancy::Whole => WHOLE_SERVER,
-            Tenancy::Shared => OUR_DATABASES,
+            Tenancy::Shared if registry::is_there(&mut admin.connection).await? => OUR_DATABASES,
+            Tenancy::Shared => OUR_DATABASES_ALONE,
         };
         let used: i64 =
             sqlx::query_scalar(question).bind(source).fetch_one(&mut admin.connection).await.or_failed(what)?;

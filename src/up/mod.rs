@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::work::{adopt, spec};
 use self::work::{Begun, Work};
+pub(crate) use self::work::{adopt, spec};
 use crate::config::Settings;
 use crate::engine::{self, EngineKind, Parts, State};
 use crate::error::{Error, ErrorKind, Result};

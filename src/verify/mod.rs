@@ -275,7 +275,7 @@ pub async fn verify(settings: &Settings, events: &Events) -> Result<VerifyReport
     rows.extend(features::rows(&bench).await);
     events.started("Looking at the schema, the limits and the health");
     rows.extend(schema::rows(&bench).await);
-    rows.extend(backup::rows(&bench));
+    rows.extend(backup::rows(&bench).await);
     rows.extend(health::rows(&bench).await);
     rows.extend(deployment::rows(&bench).await);
     events.finished("Looked at every row", begin.elapsed());

@@ -26,6 +26,16 @@ fn what_was_backed_up_comes_back(env: &TestEnv) {
     assert!(status["rpo_seconds"].as_u64().unwrap() <= 60, "{status}");
     assert_eq!(status["agent"], json!(false));
 
+    // A backup that nobody has restored is no proof of how long that takes.
+    let unproven = [
+        ("Full backup", "pass"),
+        ("Point-in-time", "not_applicable"),
+        ("Retention", "pass"),
+        ("RTO", "fail"),
+        ("RPO", "pass"),
+    ];
+    assert_eq!(source_rows(env), unproven.map(|(name, outcome)| (name.to_owned(), outcome.to_owned())));
+
     let restored = side.restore(&["--to-name", "before it went wrong"], "restored");
     let url = restored["url"].as_str().unwrap();
     assert_prefix(url, 5);
@@ -57,9 +67,18 @@ fn what_was_backed_up_comes_back(env: &TestEnv) {
     }
     let status = side.backup(&["status"]).ok().json();
     assert!(status["last_verified"]["rto_ms"].as_u64().unwrap() > 0, "{status}");
+    assert!(source_rows(env).contains(&("RTO".to_owned(), "pass".to_owned())));
     // What proved them is gone, and the source is as it was.
     assert_eq!(env.made(), crate::support::ONE_SERVER);
     assert_eq!(history(&env.url()).0, "0");
+}
+
+/// What `tfdev verify` says of each row of the source's § Backup & Recovery.
+fn source_rows(env: &TestEnv) -> Vec<(String, String)> {
+    let report = env.run(&["verify", "--json"]).json();
+    let rows = report["rows"].as_array().unwrap().iter().filter(|row| row["section"] == json!("backup"));
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    rows.map(|row| (text(&row["name"]), text(&row["outcome"]))).collect()
 }
 
 fn port(url: &str) -> String {

@@ -153,7 +153,7 @@ async fn clean_up(pool: &Pool, lease: Lease, keep: bool, session: &Session) -> R
     } else {
         pool.give_back(lease).await?;
     }
-    pool.collect().await.map(drop)
+    pool.settle().await
 }
 
 /// The command's exit status; that of a shell if a signal ended it.
