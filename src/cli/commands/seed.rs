@@ -59,9 +59,9 @@ pub(super) async fn run(command: &Seed, session: &Session) -> Result<()> {
         session.output.confirm("Delete all rows of the project's database and load the data set?")?;
     }
     let running = Running::find(settings, &session.events).await?;
+    let mut connection = running.connect(Duration::from_secs(settings.timeout_seconds.value)).await?;
     let what = format!("the data set `{}`", dataset.name());
     Snapshots::of(&running, settings, &session.events)?.check_room(&what, dataset.estimated_bytes()).await?;
-    let mut connection = running.connect(Duration::from_secs(settings.timeout_seconds.value)).await?;
     let outcome = seed::apply(&mut connection, &dataset, mode, &session.events).await?;
     crate::provision::close(connection).await;
     running.remember_seed(&outcome)?;
