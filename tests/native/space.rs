@@ -75,7 +75,7 @@ fn a_full_disk_is_told_leaves_nothing_half_made_and_hinders_nothing_once_there_i
     assert_eq!(native.up()["created"], json!(true));
     native.destroy();
     disk.resize(20);
-    full("cannot copy the cached data folder");
+    full("cannot unpack a data folder");
     disk.resize(500);
     assert_eq!(native.up()["created"], json!(true));
     assert_eq!(native.tasks(), "50");
