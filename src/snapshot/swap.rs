@@ -94,7 +94,9 @@ impl Work<'_> {
         fault::point("snapshot.swap.locked").await;
         let aside = quote::identifier(&kept.database)?;
         let rename = format!("ALTER DATABASE {current} RENAME TO {aside}");
-        let late = clone::run_without_sessions(&mut self.admin, &mut self.helper.connection, source.oid, rename).await;
+        let helper = &mut self.helper.connection;
+        let nothing = std::future::ready(());
+        let late = clone::run_without_sessions(&mut self.admin, helper, source.oid, rename, nothing).await;
         closed.extend(late.or_failed(what)?);
         let connection = &mut self.admin.connection;
         let new = quote::identifier(&incoming.database)?;

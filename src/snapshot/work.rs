@@ -151,9 +151,11 @@ impl<'a> Work<'a> {
         let statement = clone::copy_statement(database, &row.database, strategy, false)?;
         let mut closed = clone::close_sessions(&mut self.admin.connection, source.oid).await?;
         fault::point("snapshot.create.closing").await;
-        let copying = clone::run_without_sessions(&mut self.helper, &mut self.admin.connection, source.oid, statement);
-        let (copied, spare) = tokio::join!(copying, open_spare(self.on));
-        self.spare = spare;
+        let (on, spare) = (self.on, &mut self.spare);
+        let log_in = async { *spare = Box::pin(open_spare(on)).await };
+        let helper = &mut self.helper;
+        let copied =
+            clone::run_without_sessions(helper, &mut self.admin.connection, source.oid, statement, log_in).await;
         closed.extend(copied.map_err(|error| copy_failed(database, error))?);
         self.tell_closed(&closed);
         self.unlock_rows().await

@@ -141,12 +141,14 @@ pub async fn find(connection: &mut PgConnection, name: &str) -> Result<Option<Da
 }
 
 /// Runs `statement`, which copies or renames the database `oid`, in `worker`, while `helper` closes all sessions in that
-/// database until none is left. Returns who was closed.
+/// database until none is left, and then does what is to be done `meanwhile`, which is dropped if the statement ends before it.
+/// Returns who was closed.
 pub async fn run_without_sessions(
     worker: &mut Admin,
     helper: &mut PgConnection,
     oid: i64,
     statement: String,
+    meanwhile: impl Future<Output = ()>,
 ) -> Result<Vec<ClosedSession>, sqlx::Error> {
     let mut closed = Vec::new();
     let pid = worker.pid;
@@ -154,7 +156,7 @@ pub async fn run_without_sessions(
     tokio::select! {
         biased;
         result = work => { result?; }
-        error = keep_closing(helper, oid, pid, &mut closed) => return Err(error),
+        error = keep_closing(helper, oid, pid, &mut closed, meanwhile) => return Err(error),
     }
     Ok(closed)
 }
@@ -165,6 +167,7 @@ async fn keep_closing(
     oid: i64,
     worker: i32,
     closed: &mut Vec<ClosedSession>,
+    meanwhile: impl Future<Output = ()>,
 ) -> sqlx::Error {
     loop {
         match sessions::close_now(helper, oid, worker).await {
@@ -173,6 +176,7 @@ async fn keep_closing(
                 closed.extend(round.closed);
                 if done {
                     crate::fault::point("clone.working").await;
+                    meanwhile.await;
                     return pending().await;
                 }
             }
