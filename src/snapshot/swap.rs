@@ -26,6 +26,9 @@ const LOCAL_SETTINGS: &str = "BEGIN; SET LOCAL lock_timeout = '200ms'; SET LOCAL
 /// Keeps new sessions waiting before they look up which database they mean.
 const HOLD_LOGINS: &str = "LOCK TABLE pg_catalog.pg_database IN ACCESS EXCLUSIVE MODE";
 
+/// Every one of so many tries does without: on a busy machine one alone may be too late for its lock.
+const TRIES_WITH_LOGINS_HELD: u32 = 5;
+
 /// What one try waits at most before the next one; others get their turn meanwhile.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -43,9 +46,12 @@ impl Work<'_> {
     /// Puts the database of `incoming` in the place of the project's. Returns the row of the one that was there.
     pub(super) async fn swap(&mut self, incoming: &Row, outgoing: &Outgoing) -> Result<Row> {
         let begin = Instant::now();
-        let mut hold_logins = self.admin.superuser;
+        let mut tries = 0;
         let mut closed = Vec::new();
         loop {
+            // A session that keeps the list of databases locked for long is no reason not to go on.
+            tries += 1;
+            let hold_logins = self.admin.superuser && tries % TRIES_WITH_LOGINS_HELD != 0;
             match self.try_swap(incoming, outgoing, hold_logins, &mut closed).await {
                 Ok(row) => {
                     fault::point("snapshot.swap.committed").await;
@@ -63,8 +69,6 @@ impl Work<'_> {
                     if !may_pass(&error) || begin.elapsed() > LIMIT {
                         return Err(error);
                     }
-                    // A session that keeps the list of databases locked is no reason not to go on.
-                    hold_logins = self.admin.superuser && !hold_logins;
                     tokio::time::sleep(PAUSE).await;
                 }
             }
