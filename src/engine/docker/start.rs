@@ -5,6 +5,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::PoisonError;
 
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
@@ -72,7 +73,11 @@ impl DockerEngine {
         if found.is_paused() {
             self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
         }
-        let configuration = self.read_file(&name, CONFIGURATION_FILE).await?.unwrap_or_default();
+        let seen = self.settings_seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let configuration = match seen {
+            Some((started_at, text)) if Some(&started_at) == found.state.started_at.as_ref() => text,
+            _ => self.read_file(&name, CONFIGURATION_FILE).await?.unwrap_or_default(),
+        };
         if Configuration::of(&configuration).hash.as_deref() != Some(&request.spec.hash()) {
             self.events.note("The server's settings changed: it is restarted, its data stays");
             self.stop_container(&name).await?;
