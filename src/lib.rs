@@ -32,6 +32,7 @@
 
 pub mod archive;
 pub mod backup;
+mod channel_reader;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -15,6 +15,7 @@ use zstd::stream::write::Encoder;
 
 use super::catalogue::Payload;
 use super::store::Store;
+use crate::channel_reader::ChannelReader;
 use crate::engine::program::Program;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::snapshot::Told;
@@ -169,32 +170,6 @@ impl Write for Sink {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-/// Reads what arrives on a channel, on a thread that may block.
-pub(crate) struct ChannelReader {
-    receiver: mpsc::Receiver<Bytes>,
-    piece: Bytes,
-}
-
-impl ChannelReader {
-    pub(crate) fn new(receiver: mpsc::Receiver<Bytes>) -> Self {
-        Self { receiver, piece: Bytes::new() }
-    }
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let length = self.piece.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.piece.split_to(length));
-        Ok(length)
     }
 }
 

@@ -418,7 +418,7 @@ impl Work<'_> {
         let (sender, receiver) = mpsc::channel(WAITING_PIECES);
         let target = path.to_owned();
         let writing = tokio::task::spawn_blocking(move || {
-            crate::archive::assemble(&target, &described, &mut codec::ChannelReader::new(receiver))
+            crate::archive::assemble(&target, &described, &mut crate::channel_reader::ChannelReader::new(receiver))
         });
         let key = format!("{}/{}", self.catalogue.folder, manifest.payload.key);
         let fetched = codec::fetch(self.store, &key, sender).await;

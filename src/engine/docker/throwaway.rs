@@ -3,7 +3,6 @@
 //! What must hold: one process at a time makes the folder of an image (a file lock); a container that a killed run left
 //! behind is removed by the next one, known by its label; and the container never outlives its use.
 
-use std::io::Read;
 use std::time::Instant;
 
 use bollard::models::{ContainerCreateBody, HostConfig};
@@ -17,6 +16,7 @@ use tokio::sync::mpsc;
 use super::cleanup::RemoveOnDrop;
 use super::errors::failed;
 use super::{Container, DockerEngine, container, exec, labels};
+use crate::channel_reader::ChannelReader;
 use crate::engine::cluster::{self, Cluster};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::instance::{FileLock, Password};
@@ -134,9 +134,8 @@ impl DockerEngine {
         let mut stream = self.docker().download_from_container(name, Some(options));
         let (sender, receiver) = mpsc::channel::<bytes::Bytes>(4);
         let (folder, key, password) = (self.cluster_dir.clone(), key.to_owned(), password.expose().to_owned());
-        let writer = tokio::task::spawn_blocking(move || {
-            cluster::keep(&folder, &key, ChannelReader { receiver, piece: bytes::Bytes::new() }, &password)
-        });
+        let writer =
+            tokio::task::spawn_blocking(move || cluster::keep(&folder, &key, ChannelReader::new(receiver), &password));
         while let Some(piece) = stream.next().await {
             let piece = piece.map_err(|error| failed(&format!("read the data folder of container `{name}`"), error))?;
             if sender.send(piece).await.is_err() {
@@ -148,25 +147,5 @@ impl DockerEngine {
             .await
             .map_err(|error| Error::failed("keeping the data folder was cut off").caused_by(error))?
             .or_failed(|| format!("cannot keep the data folder of the image under `{}`", self.cluster_dir.display()))
-    }
-}
-
-/// Reads what arrives on a channel, on a thread that may block.
-struct ChannelReader {
-    receiver: mpsc::Receiver<bytes::Bytes>,
-    piece: bytes::Bytes,
-}
-
-impl Read for ChannelReader {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        while self.piece.is_empty() {
-            match self.receiver.blocking_recv() {
-                Some(piece) => self.piece = piece,
-                None => return Ok(0),
-            }
-        }
-        let length = self.piece.len().min(buffer.len());
-        buffer[..length].copy_from_slice(&self.piece.split_to(length));
-        Ok(length)
     }
 }
