@@ -19,7 +19,6 @@ use crate::event::Events;
 use crate::instance::{Instance, InstanceRecord};
 use crate::pg::{Login, LoginError};
 use crate::profile::DataPlacement;
-use crate::spec::ServerSpec;
 
 /// The rows of the server's marker, as JSON.
 macro_rules! markers {
@@ -148,16 +147,15 @@ pub async fn check(instance: &Instance, engine: &dyn Engine, events: &Events) ->
 
 /// Whether the data that a server with `spec` uses was there before. If not, the system identifier on record is that of
 /// a server that is no more.
-pub fn data_stays(observed: &Observed, spec: &ServerSpec) -> bool {
-    match spec.data {
+pub fn data_stays(observed: &Observed, data: DataPlacement) -> bool {
+    match data {
         // A server that runs from nothing we know of is one that someone else keeps.
         DataPlacement::Volume => {
             let is_elsewhere = observed.state == State::Starting && observed.parts == Parts::default();
             observed.parts.has_data() || is_elsewhere
         }
-        DataPlacement::Memory => {
-            observed.state == State::Starting && observed.spec_hash.as_deref() == Some(spec.hash().as_str())
-        }
+        // Unless the engine has to start it anew, which it says then.
+        DataPlacement::Memory => observed.state == State::Starting,
     }
 }
 

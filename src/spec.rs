@@ -142,9 +142,9 @@ impl ServerSpec {
         }
     }
 
-    /// The settings as lines of a `postgresql.conf`, after comments that say what they are: see [`Configuration`].
+    /// The settings as lines of a `postgresql.conf`, after comments that say what they are.
     pub fn configuration(&self) -> String {
-        let mut text = format!("# Made anew by `tfdev up`.\n{PROFILE}{}\n{HASH}{}\n", self.profile, self.hash());
+        let mut text = format!("# Made anew by `tfdev up`.\n# profile: {}\n", self.profile);
         if let Some(fingerprint) = &self.certificate {
             // Its file keeps its name, so that a new one is seen here alone.
             writeln!(text, "# certificate: {fingerprint}").expect("writing to a String cannot fail");
@@ -181,29 +181,6 @@ impl ServerSpec {
         }
         digest.update(format!("{:?} {:?}", self.limits, self.data));
         digest
-    }
-}
-
-/// What stands before the profile's name in a settings file.
-const PROFILE: &str = "# profile: ";
-
-/// What stands before [`ServerSpec::hash`] in a settings file.
-const HASH: &str = "# new start: ";
-
-/// What a settings file says of itself.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Configuration {
-    /// The profile's name.
-    pub profile: Option<String>,
-    /// [`ServerSpec::hash`] of the server that it is for.
-    pub hash: Option<String>,
-}
-
-impl Configuration {
-    /// Reads the comments of [`ServerSpec::configuration`].
-    pub fn of(text: &str) -> Self {
-        let after = |begin: &str| text.lines().find_map(|line| line.strip_prefix(begin)).map(str::to_owned);
-        Self { profile: after(PROFILE), hash: after(HASH) }
     }
 }
 
@@ -261,8 +238,6 @@ mod tests {
         other.settings.insert("work_mem".into(), "8MB".into());
         assert_eq!(base.hash(), other.hash());
         assert_ne!(base.configuration(), other.configuration());
-        let said = Configuration::of(&other.configuration());
-        assert_eq!(said, Configuration { profile: Some("dev".into()), hash: Some(base.hash()) });
         let (one, two) = (spec().with_certificate("1".into()), spec().with_certificate("2".into()));
         assert_eq!(one.hash(), two.hash());
         assert_ne!(one.configuration(), two.configuration());

@@ -161,7 +161,10 @@ impl StatusReport {
             instance: instance.name.clone(),
             engine,
             engine_reason,
-            profile: observed.profile.clone(),
+            profile: record
+                .filter(|_| observed.state != State::Absent)
+                .and_then(InstanceRecord::profile_name)
+                .map(str::to_owned),
             state: observed.state,
             reason: observed.reason.clone(),
             created: false,

@@ -200,7 +200,7 @@ impl<'a> Backups<'a> {
     /// The name of the profile that the server runs with.
     fn profile_name(&self) -> &str {
         let running = self.running;
-        let name = running.observed.profile.as_deref().or(running.record.profile.as_deref());
+        let name = running.record.profile_name();
         name.unwrap_or_else(|| self.settings.profile_name())
     }
 

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -27,7 +28,14 @@ pub const MARKER: &str = "tfdev-instance.json";
 /// When every copy's `PG_VERSION` says that it was written, in seconds since 1970. PostgreSQL never writes that file again,
 /// so one with this time is the one that was copied, of [`POSTGRES_MAJOR`]; looking at a file's time is five times as
 /// fast as reading it.
-pub const VERSION_FILE_TIME: i64 = 1_665_619_200;
+pub const VERSION_FILE_TIME: u64 = 1_665_619_200;
+
+/// The time, in seconds since 1970, with which a file of ours is dated that holds `text`: a digest of it, up to 2038. That of
+/// [`MARKER`] is the instance's identity alone.
+pub fn stamp(text: &str) -> u64 {
+    let digest = Sha256::digest(text);
+    u64::from(u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) >> 1)
+}
 
 /// Counts up when the form of the cached file changes.
 const FORMAT: u32 = 2;
@@ -131,7 +139,7 @@ fn rewrite(source: impl Read, target: &mut File, index: &mut Index) -> Result<()
         let mut header = entry.header().clone();
         header.set_path(&name).or_failed(failed)?;
         if name == "PG_VERSION" {
-            header.set_mtime(VERSION_FILE_TIME.unsigned_abs());
+            header.set_mtime(VERSION_FILE_TIME);
         }
         header.set_cksum();
         target.write_all(header.as_bytes()).or_failed(failed)?;
@@ -242,6 +250,7 @@ impl Cluster {
         header.set_uid(self.index.user_id);
         header.set_gid(self.index.group_id);
         header.set_size(marker.len() as u64);
+        header.set_mtime(stamp(&id.to_string()));
         builder.append_data(&mut header, MARKER, marker.as_bytes()).or_failed(failed)?;
         Ok(Bytes::from(builder.into_inner().or_failed(failed)?))
     }

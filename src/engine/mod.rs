@@ -136,10 +136,6 @@ pub struct Observed {
     pub state: State,
     /// The instance's identity as the engine's label has it.
     pub id: Option<Uuid>,
-    /// The hash of the spec that the server was made with.
-    pub spec_hash: Option<String>,
-    /// The profile that the server was made with.
-    pub profile: Option<String>,
     /// Where the server answers, if it runs.
     pub endpoint: Option<Endpoint>,
     /// What it is made of.

@@ -273,7 +273,7 @@ pub async fn of_running(
     holder: String,
     events: &Events,
 ) -> Result<Pool> {
-    let profile = running.observed.profile.as_deref().or(running.record.profile.as_deref());
+    let profile = running.record.profile_name();
     let profile = profile.unwrap_or_else(|| settings.profile_name());
     let limits = profile::resolve(profile, &settings.profiles)?.limits;
     let instance = &running.instance;

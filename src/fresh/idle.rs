@@ -45,7 +45,7 @@ fn lock_file(instance: &Instance) -> std::path::PathBuf {
 
 /// Whether the server is one that may be stopped for want of use.
 fn may_be_stopped(running: &Running, settings: &Settings) -> bool {
-    let name = running.observed.profile.as_deref().or(running.record.profile.as_deref());
+    let name = running.record.profile_name();
     let profile = name.map(|name| profile::resolve(name, &settings.profiles));
     let is_for_tests = profile.is_some_and(|profile| profile.is_ok_and(|profile| profile.base == BuiltIn::Test));
     is_for_tests && running.engine.kind() != EngineKind::External && settings.fresh.idle_stop_seconds.value > 0

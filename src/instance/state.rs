@@ -51,9 +51,6 @@ pub struct InstanceRecord {
     /// The image's content, `sha256:…`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_id: Option<String>,
-    /// Hash of everything that the container was made from.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub spec_hash: Option<String>,
     /// `system_identifier` of the data folder, in decimal: above 2^53, where JSON numbers end for many readers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub system_identifier: Option<String>,
@@ -110,6 +107,11 @@ impl InstanceRecord {
     /// The instance's identity.
     pub fn id(&self) -> Option<Uuid> {
         self.uuid.as_deref()?.parse().ok()
+    }
+
+    /// The profile of the server: the one that it was last seen to run with.
+    pub fn profile_name(&self) -> Option<&str> {
+        self.proven.as_ref().map(|proven| proven.profile.as_str()).or(self.profile.as_deref())
     }
 
     /// The server's system identifier.

@@ -67,7 +67,7 @@ pub struct ImportOptions<'a> {
 impl<'a> ImportOptions<'a> {
     /// To restore in a running instance with all the cores that it may use.
     pub fn of(running: &Running, settings: &Settings, path: &'a Path, name: Option<&'a str>) -> Result<Self> {
-        let profile = running.observed.profile.as_deref().unwrap_or_else(|| settings.profile_name());
+        let profile = running.record.profile_name().unwrap_or_else(|| settings.profile_name());
         let limit = profile::resolve(profile, &settings.profiles)?.limits.nano_cpus;
         let cores = match limit.filter(|_| running.observed.limits_enforced) {
             Some(nano_cpus) => usize::try_from(nano_cpus.div_ceil(1_000_000_000)).unwrap_or(1),

@@ -155,7 +155,7 @@ impl<'a> Snapshots<'a> {
 
     /// Those of a running instance.
     pub fn of(running: &'a Running, settings: &Settings, events: &'a Events) -> Result<Self> {
-        let name = running.observed.profile.as_deref().or(running.record.profile.as_deref());
+        let name = running.record.profile_name();
         let name = name.unwrap_or_else(|| settings.profile_name());
         let options = Options::of(settings, profile::resolve(name, &settings.profiles)?.limits);
         Ok(Self::new(&running.server, &running.record, options, events))

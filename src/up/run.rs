@@ -15,6 +15,7 @@ use crate::instance::{Instance, InstanceRecord, Password};
 use crate::migrate;
 use crate::pg::scram::StoredForm;
 use crate::pg::{self, Login, LoginError, NotReady};
+use crate::profile::DataPlacement;
 use crate::provision::{self, Provision};
 use crate::seed;
 use crate::server::{Server, Tenancy};
@@ -31,6 +32,8 @@ pub(super) struct Run<'a> {
     pub(super) server: &'a Server,
     /// In which form the server keeps passwords.
     pub(super) stored: StoredForm,
+    /// Where the data lives.
+    pub(super) data: DataPlacement,
     /// Whether the data was never written to the disk on purpose.
     pub(super) must_flush: bool,
     /// Whether the data was last used by another build of the image.
@@ -57,6 +60,11 @@ impl Run<'_> {
                 }
                 Err(error) => return Err(error.into_error(&login)),
             }
+        }
+        // Data in memory may have gone with its server without our knowing: whoever kills this process before the new
+        // identifier is on record must not leave the old one beside a server that lets us in.
+        if (started.created || self.data == DataPlacement::Memory) && record.system_identifier.take().is_some() {
+            record.write(self.instance)?;
         }
         self.provision(started, record).await?;
         let login = self.server.login();

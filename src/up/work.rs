@@ -63,7 +63,7 @@ impl Work<'_> {
             change::check(&server, record, profile, &plan, self.events).await?;
         }
         let request = self.request(profile, record)?;
-        if !identity::data_stays(observed, &request.spec) {
+        if !identity::data_stays(observed, request.spec.data) {
             record.system_identifier = None;
         }
         // What an `up` that was killed gave to the server, it may not have read.
@@ -109,6 +109,7 @@ impl Work<'_> {
             engine: self.engine,
             server,
             stored: if profile.has_short_logins() { StoredForm::Md5 } else { StoredForm::Scram },
+            data: profile.data,
             must_flush: profile.data == DataPlacement::Volume && (started.created || !record.initialised),
             image_changed: record.image_id.as_ref().is_some_and(|id| *id != self.source.id),
             events: self.events,
@@ -224,6 +225,7 @@ pub(crate) async fn adopt(
         engine,
         server: &server,
         stored: request.spec.stored,
+        data: request.spec.data,
         must_flush: false,
         image_changed: false,
         events,

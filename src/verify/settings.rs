@@ -124,9 +124,9 @@ fn origin(bench: &Bench<'_>, name: &str, found: &Found) -> String {
                 Origin::Default => format!("the profile `{}` has it", bench.profile.name),
                 origin => format!("the project sets it: {origin}"),
             },
-            _ if bench.running.observed.profile.as_ref().is_some_and(|name| *name != bench.profile.name) => format!(
+            _ if bench.running.record.profile_name().is_some_and(|name| name != bench.profile.name) => format!(
                 "the server runs with the profile `{}`",
-                bench.running.observed.profile.as_deref().unwrap_or_default()
+                bench.running.record.profile_name().unwrap_or_default()
             ),
             _ => format!(
                 "neither the source nor the profile `{}` has it (from: {}); `tfdev up` starts the server with the \

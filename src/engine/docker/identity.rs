@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::labels::{self, Labels};
 use super::{Container, DockerEngine};
-use crate::engine::cluster::MARKER;
+use crate::engine::cluster::{MARKER, stamp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::spec::DATA_DIRECTORY;
 
@@ -58,6 +58,9 @@ impl DockerEngine {
     /// Fails if the data folder in the container `name`, which need not run, carries another identity than `id`. One
     /// without a marker is not whole.
     pub(super) async fn check_marker(&self, name: &str, id: Uuid) -> Result<bool> {
+        if self.is_dated(name, MARKER, stamp(&id.to_string())).await? {
+            return Ok(true);
+        }
         let Some(text) = self.read_file(name, MARKER).await? else { return Ok(false) };
         let volume = self.instance.volume_name();
         let marker: DataMarker = serde_json::from_str(&text).map_err(|error| {

@@ -11,6 +11,7 @@ pub mod container;
 pub mod endpoint;
 pub mod errors;
 pub mod exec;
+mod files;
 mod identity;
 pub mod labels;
 pub mod machine;
@@ -23,7 +24,6 @@ mod throwaway;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use self::connect::DockerConnection;
@@ -39,7 +39,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::image::{self, Sources};
 use crate::instance::Instance;
-use crate::spec::{CONFIGURATION_FILE, Configuration, DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
+use crate::spec::{DATA_DIRECTORY, STOP_TIMEOUT_SECONDS};
 use async_trait::async_trait;
 use bollard::models::{ContainerInspectResponse, ContainerState, MountPoint};
 use bollard::query_parameters::{
@@ -63,9 +63,6 @@ pub struct DockerEngine {
     publish: Option<Setting<IpAddr>>,
     timeout: Duration,
     events: Events,
-    /// When the container was started whose settings file `observe` read, and that file, for the start that follows under the
-    /// same lock: reading it takes Docker some thirty milliseconds.
-    settings_seen: Mutex<Option<(String, String)>>,
 }
 
 /// A container as the engine describes it, reduced to what is needed here.
@@ -90,7 +87,6 @@ impl DockerEngine {
             publish: settings.docker_publish.clone(),
             timeout: Duration::from_secs(settings.timeout_seconds.value),
             events,
-            settings_seen: Mutex::default(),
         }
     }
 
@@ -265,6 +261,11 @@ impl Container {
         self.state.started_at.as_deref().is_some_and(|at| !at.starts_with("0001-"))
     }
 
+    /// Whether its process ended by itself, or for want of memory.
+    fn ended_with_an_error(&self) -> bool {
+        self.observe().0 == State::Crashed
+    }
+
     fn is_paused(&self) -> bool {
         self.state.paused.unwrap_or_default()
     }
@@ -308,8 +309,6 @@ impl Engine for DockerEngine {
             return Ok(Observed {
                 state: if volume.is_some() { State::Stopped } else { State::Absent },
                 id: labels::id(volume.as_ref()),
-                spec_hash: None,
-                profile: None,
                 endpoint: None,
                 parts: Parts {
                     image: volume.as_ref().and_then(|labels| labels.get(labels::IMAGE).cloned()),
@@ -322,15 +321,9 @@ impl Engine for DockerEngine {
             });
         };
         let (state, reason) = container.observe();
-        let text = self.read_file(&self.instance.container_name(), CONFIGURATION_FILE).await?.unwrap_or_default();
-        let configuration = Configuration::of(&text);
-        let started_at = container.state.started_at.clone().unwrap_or_default();
-        *self.settings_seen.lock().unwrap_or_else(PoisonError::into_inner) = Some((started_at, text));
         Ok(Observed {
             state,
             id: labels::id(Some(&container.labels)),
-            spec_hash: configuration.hash,
-            profile: configuration.profile,
             endpoint: container.port.map(|port| self.endpoint(port)),
             parts: self.parts(&container),
             limits_enforced: true,

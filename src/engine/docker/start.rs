@@ -5,33 +5,24 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::PoisonError;
 
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::{
-    ContainerArchiveInfoOptionsBuilder, CreateContainerOptionsBuilder, DownloadFromContainerOptionsBuilder,
-    ListContainersOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, ListContainersOptionsBuilder, StartContainerOptions, UploadToContainerOptionsBuilder,
 };
 use bytes::Bytes;
-use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use uuid::Uuid;
 
-use super::errors::{failed, is_conflict, is_not_found, port_taken};
+use super::errors::{failed, is_conflict, port_taken};
 use super::{Container, DockerEngine, container, endpoint, labels, room};
 use crate::config::PortChoice;
 use crate::engine::cluster::{Cluster, VERSION_FILE_TIME};
 use crate::engine::{DataSource, StartRequest, Started, ports};
 use crate::error::{Context, Error, ErrorKind, Result};
-use crate::instance::{Password, Secrets};
+use crate::instance::Password;
 use crate::profile::DataPlacement;
-use crate::spec::{
-    CERTIFICATE_FILE, CONFIGURATION_FILE, Configuration, DATA_DIRECTORY, FILES_DIRECTORY,
-    HOST_BASED_AUTHENTICATION_FILE, KEY_FILE, POSTGRES_MAJOR,
-};
-
-/// Who runs the server in every image of the official image's contract.
-const SERVER_USER: &str = "postgres";
+use crate::spec::{DATA_DIRECTORY, POSTGRES_MAJOR};
 
 /// What a volume holds, as its files tell.
 enum Contents {
@@ -73,22 +64,17 @@ impl DockerEngine {
         if found.is_paused() {
             self.docker().unpause_container(&name).await.map_err(|error| failed("unpause the container", error))?;
         }
-        let seen = self.settings_seen.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let configuration = match seen {
-            Some((started_at, text)) if Some(&started_at) == found.state.started_at.as_ref() => text,
-            _ => self.read_file(&name, CONFIGURATION_FILE).await?.unwrap_or_default(),
-        };
-        if Configuration::of(&configuration).hash.as_deref() != Some(&request.spec.hash()) {
+        let files = self.files_of(request)?;
+        if !self.holds(&name, &files.started_with).await? {
             self.events.note("The server's settings changed: it is restarted, its data stays");
             self.stop_container(&name).await?;
             return Ok(None);
         }
-        let started = self.started(false, false, None).await?;
-        let reconfigured = configuration != container::configuration(&request.spec);
-        if reconfigured {
-            self.upload_settings(request).await?;
+        let (started, current) = tokio::try_join!(self.started(false, false, None), self.holds_all(&name, &files))?;
+        if !current {
+            self.upload_settings(request, &files).await?;
         }
-        Ok(Some(Started { reconfigured, ..started }))
+        Ok(Some(Started { reconfigured: !current, ..started }))
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
@@ -103,8 +89,12 @@ impl DockerEngine {
             }
         }
         self.explain_last_end(found);
-        // Whoever meddled with them, and whatever of them may be changed without making the container anew.
-        self.upload_settings(request).await?;
+        let name = self.instance.container_name();
+        let files = self.files_of(request)?;
+        // What ended with an error may have done so for files that someone meddled with.
+        if found.ended_with_an_error() || !self.holds_all(&name, &files).await? {
+            self.upload_settings(request, &files).await?;
+        }
         match self.start_container().await {
             // Data in memory went with the server, so the image makes it anew.
             Ok(()) => Ok(Some(self.started(request.spec.data == DataPlacement::Memory, true, None).await?)),
@@ -215,42 +205,7 @@ impl DockerEngine {
             other => other,
         }
         .map_err(|error| failed(&format!("create container `{name}`"), error))?;
-        self.upload_settings(request).await
-    }
-
-    /// Puts the server's settings and what they name into the container.
-    async fn upload_settings(&self, request: &StartRequest) -> Result<()> {
-        let name = self.instance.container_name();
-        let password = Secrets::of(&self.instance).superuser(&self.events)?;
-        let configuration = container::configuration(&request.spec);
-        let mut files = vec![(container::PASSWORD_FILE, password.expose())];
-        if let Some(certificate) = &request.certificate {
-            files.push((CERTIFICATE_FILE, &certificate.certificate));
-            files.push((KEY_FILE, certificate.key.expose()));
-        }
-        files.extend(request.spec.login_rules().map(|rules| (HOST_BASED_AUTHENTICATION_FILE, rules)));
-        // Last: it says that the others are as it names them.
-        files.push((CONFIGURATION_FILE, &configuration));
-        let owner = match self.file_owner(&request.spec.image_id) {
-            Some(owner) => owner,
-            None => self.server_user(&name).await?,
-        };
-        self.upload_files(&name, &files, owner).await
-    }
-
-    /// The number and group of the user who runs the server, as the image's own list of users has them.
-    pub(super) async fn server_user(&self, name: &str) -> Result<(u64, u64)> {
-        let users = self.read_file(name, "/etc/passwd").await?.unwrap_or_default();
-        let number = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-        let found = users.lines().find_map(|line| {
-            let mut fields = line.split(':');
-            (fields.next() == Some(SERVER_USER)).then_some(())?;
-            Some((number(fields.nth(1))?, number(fields.next())?))
-        });
-        found.ok_or_else(|| {
-            Error::failed(format!("the image of container `{name}` has no user `{SERVER_USER}`"))
-                .hint("use an image of the official image's contract, such as `postgres:15-alpine`")
-        })
+        self.upload_settings(request, &self.files_of(request)?).await
     }
 
     pub(super) async fn create_named(
@@ -264,38 +219,6 @@ impl DockerEngine {
 
     async fn start_container(&self) -> Result<(), bollard::errors::Error> {
         self.docker().start_container(&self.instance.container_name(), None::<StartContainerOptions>).await
-    }
-
-    /// Puts files into the container's folder for what tfdev uploads, readable by the server's user alone.
-    pub(super) async fn upload_files(
-        &self,
-        name: &str,
-        files: &[(&str, &str)],
-        (user, group): (u64, u64),
-    ) -> Result<()> {
-        let what = || format!("upload files into container `{name}`");
-        let mut builder = tar::Builder::new(Vec::new());
-        let mut folder = tar::Header::new_ustar();
-        folder.set_entry_type(tar::EntryType::Directory);
-        folder.set_mode(0o755);
-        folder.set_size(0);
-        let relative = |path: &str| path.trim_start_matches('/').to_owned();
-        builder.append_data(&mut folder, relative(FILES_DIRECTORY) + "/", std::io::empty()).or_failed(what)?;
-        for (path, text) in files {
-            let mut header = tar::Header::new_ustar();
-            // PostgreSQL refuses a key that others may read.
-            header.set_mode(0o400);
-            header.set_uid(user);
-            header.set_gid(group);
-            header.set_size(text.len() as u64);
-            builder.append_data(&mut header, relative(path), text.as_bytes()).or_failed(what)?;
-        }
-        let tar = builder.into_inner().or_failed(what)?;
-        let options = UploadToContainerOptionsBuilder::default().path("/").build();
-        self.docker()
-            .upload_to_container(name, Some(options), bollard::body_full(Bytes::from(tar)))
-            .await
-            .map_err(|error| failed(&what(), error))
     }
 
     /// Fills the volume unless it is complete. Returns whether this call filled it, and the password the copy came with.
@@ -365,7 +288,7 @@ impl DockerEngine {
             self.check_version().await?;
             return Ok(Contents::Complete);
         }
-        if self.file_time("postmaster.opts").await?.is_some() {
+        if self.has_file(&self.instance.container_name(), "postmaster.opts").await? {
             return Err(Error::new(
                 ErrorKind::Refused,
                 format!("the volume `{volume}` has this project's label, but a data folder that tfdev did not make"),
@@ -377,14 +300,11 @@ impl DockerEngine {
 
     /// Fails, with the way out, if the data is of another major version.
     async fn check_version(&self) -> Result<()> {
-        let written = self.file_time("PG_VERSION").await?;
-        if written
-            .and_then(|at| at.parse::<jiff::Timestamp>().ok())
-            .is_some_and(|at| at.as_second() == VERSION_FILE_TIME)
-        {
+        let name = self.instance.container_name();
+        if self.is_dated(&name, "PG_VERSION", VERSION_FILE_TIME).await? {
             return Ok(());
         }
-        let version = self.read_file(&self.instance.container_name(), "PG_VERSION").await?.unwrap_or_default();
+        let version = self.read_file(&name, "PG_VERSION").await?.unwrap_or_default();
         let version = version.trim();
         if version == POSTGRES_MAJOR.to_string() {
             return Ok(());
@@ -398,40 +318,6 @@ impl DockerEngine {
             "dump it with a PostgreSQL {version} server (`docker run -v {volume}:{DATA_DIRECTORY} postgres:{version}-alpine`, \
              then `pg_dump`), run `tfdev destroy` and `tfdev up`, and load the dump"
         )))
-    }
-
-    /// When a file of the data folder was written last, as the engine says it; `None` if there is no such file.
-    async fn file_time(&self, file: &str) -> Result<Option<String>> {
-        let name = self.instance.container_name();
-        let path = format!("{DATA_DIRECTORY}/{file}");
-        let options = ContainerArchiveInfoOptionsBuilder::default().path(&path).build();
-        match self.docker().get_container_archive_info(&name, Some(options)).await {
-            Ok(found) => Ok(Some(found.modification_time.unwrap_or_default())),
-            Err(error) if is_not_found(&error) => Ok(None),
-            Err(error) => Err(failed(&format!("look for `{path}` in container `{name}`"), error)),
-        }
-    }
-
-    /// The text of a file, of the data folder unless its path is absolute, in the container `name`, which need not run;
-    /// `None` if there is no such file.
-    pub(super) async fn read_file(&self, name: &str, file: &str) -> Result<Option<String>> {
-        let path = if file.starts_with('/') { file.to_owned() } else { format!("{DATA_DIRECTORY}/{file}") };
-        let what = || format!("read `{path}` in container `{name}`");
-        let options = DownloadFromContainerOptionsBuilder::default().path(&path).build();
-        let mut stream = self.docker().download_from_container(name, Some(options));
-        let mut tar = Vec::new();
-        while let Some(piece) = stream.next().await {
-            match piece {
-                Err(error) if is_not_found(&error) => return Ok(None),
-                piece => tar.extend_from_slice(&piece.map_err(|error| failed(&what(), error))?),
-            }
-        }
-        let mut archive = tar::Archive::new(tar.as_slice());
-        let mut text = String::new();
-        if let Some(entry) = archive.entries().or_failed(what)?.next() {
-            std::io::Read::read_to_string(&mut entry.or_failed(what)?, &mut text).or_failed(what)?;
-        }
-        Ok(Some(text))
     }
 
     /// Who holds a port, for an error.

@@ -388,8 +388,6 @@ impl Engine for ExternalEngine {
         Ok(Observed {
             state: if id.is_some() { State::Starting } else { State::Absent },
             id,
-            spec_hash: None,
-            profile: id.and_then(|_| record.and_then(|record| record.profile)),
             endpoint: id.map(|_| self.endpoint()),
             parts: id.map(parts).unwrap_or_default(),
             limits_enforced: false,

@@ -206,8 +206,6 @@ impl Engine for NativeEngine {
         Ok(Observed {
             state,
             id: marked.or_else(|| kept.map(|kept| kept.id)),
-            spec_hash: kept.map(|kept| kept.spec_hash.clone()),
-            profile: kept.map(|kept| kept.profile.clone()),
             endpoint: found.running_port().map(endpoint),
             parts: found.parts(),
             limits_enforced: limits_reason.is_none(),

@@ -56,8 +56,6 @@ pub(super) struct Kept {
     pub(super) in_memory: bool,
     /// The hash of the spec that the server was started with.
     pub(super) spec_hash: String,
-    /// Its profile.
-    pub(super) profile: String,
     /// The programs that it was started with.
     pub(super) programs: Programs,
 }

@@ -67,9 +67,6 @@ impl NativeEngine {
             return Ok(false);
         }
         settings_file::write(&found.place, folder.account, request, port, &socket_dir)?;
-        if let Some(kept) = found.kept.as_ref().filter(|kept| kept.profile != request.spec.profile) {
-            Kept { profile: request.spec.profile.clone(), ..kept.clone() }.write(&found.place)?;
-        }
         Ok(true)
     }
 
@@ -248,7 +245,6 @@ fn remember(found: &Found, place: &Place, in_memory: bool, request: &StartReques
         home: place.outside(),
         in_memory,
         spec_hash: request.spec.hash(),
-        profile: request.spec.profile.clone(),
         programs: programs.clone(),
     };
     if found.kept.as_ref() == Some(&kept) { Ok(()) } else { kept.write(place) }
