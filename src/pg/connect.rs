@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::{PgConnectOptions, PgDatabaseError, PgSslMode};
@@ -15,7 +14,7 @@ use sqlx::{ConnectOptions, Connection, PgConnection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{sleep, timeout, timeout_at};
 
-use super::url::TlsMode;
+use super::tls::Tls;
 use crate::error::{Error, ErrorKind};
 
 /// Variables that sqlx reads into every login with no way for us to clear them. `PGOPTIONS` would change our sessions,
@@ -31,56 +30,6 @@ const FIRST_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// See [`FIRST_ATTEMPT`].
 const LONGEST_ATTEMPT: Duration = Duration::from_secs(15);
-
-/// Whether and how a login is encrypted.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Tls {
-    /// Not at all: for loopback.
-    Disable,
-    /// Encrypted, and the server proves with a certificate that `root_cert` signed that it is the host we asked for.
-    VerifyFull {
-        /// The certificate authority's certificate, a PEM file.
-        root_cert: PathBuf,
-    },
-    /// As the URL of someone else's server says.
-    AsGiven(TlsParameters),
-}
-
-/// libpq's parameters of encryption.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsParameters {
-    /// `sslmode`.
-    pub mode: TlsMode,
-    /// `sslrootcert`.
-    pub root_cert: Option<PathBuf>,
-    /// `sslcert`.
-    pub client_cert: Option<PathBuf>,
-    /// `sslkey`.
-    pub client_key: Option<PathBuf>,
-}
-
-impl TlsParameters {
-    /// The modes of sqlx in the order in which libpq would try them: sqlx has no `allow`, tries no plain connection
-    /// where `prefer` was refused, and does not take a root certificate as a wish to check.
-    fn attempts(&self) -> Vec<PgSslMode> {
-        match self.mode {
-            TlsMode::Disable => vec![PgSslMode::Disable],
-            TlsMode::Allow => vec![PgSslMode::Disable, PgSslMode::Require],
-            TlsMode::Prefer => vec![PgSslMode::Prefer, PgSslMode::Disable],
-            TlsMode::Require if self.root_cert.is_some() => vec![PgSslMode::VerifyCa],
-            TlsMode::Require => vec![PgSslMode::Require],
-            TlsMode::VerifyCa => vec![PgSslMode::VerifyCa],
-            TlsMode::VerifyFull => vec![PgSslMode::VerifyFull],
-        }
-    }
-
-    fn apply(&self, mode: PgSslMode, options: PgConnectOptions) -> PgConnectOptions {
-        let options = options.ssl_mode(mode);
-        let options = self.root_cert.iter().fold(options, PgConnectOptions::ssl_root_cert);
-        let options = self.client_cert.iter().fold(options, PgConnectOptions::ssl_client_cert);
-        self.client_key.iter().fold(options, PgConnectOptions::ssl_client_key)
-    }
-}
 
 /// Where to log in and as whom.
 #[derive(Clone, PartialEq, Eq)]

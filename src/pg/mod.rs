@@ -11,6 +11,7 @@ pub mod quote;
 pub mod scram;
 #[cfg(test)]
 pub(crate) mod test_server;
+pub mod tls;
 pub mod url;
 pub(crate) mod wal;
 
@@ -18,7 +19,8 @@ use sqlx::{PgConnection, Row};
 
 use crate::error::{Context, Result};
 
-pub use connect::{Login, LoginError, NotReady, Tls, TlsParameters, connect, options_that_work, wait_ready};
+pub use connect::{Login, LoginError, NotReady, connect, options_that_work, wait_ready};
+pub use tls::{Tls, TlsParameters};
 
 /// The server's system identifier; `None` if the role may not read it, as on some managed servers.
 pub async fn system_identifier(connection: &mut PgConnection) -> Result<Option<u64>> {

@@ -14,8 +14,9 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, geteuid, kill_process, test_kill_process};
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::connect::{Login, Tls, connect, wait_ready};
+use super::connect::{Login, connect, wait_ready};
 use super::programs::{Programs, SearchPlaces};
+use super::tls::Tls;
 
 /// The superuser's password in each test server.
 const PASSWORD: &str = "superuser-secret";

@@ -37,13 +37,9 @@ pub(super) struct Files {
     /// What a running server cannot change.
     pub(super) started_with: File,
     others: Vec<File>,
-}
-
-impl Files {
-    /// All of them, the settings last: they say that the others are as they name them.
-    fn all(&self) -> impl Iterator<Item = &File> {
-        std::iter::once(&self.started_with).chain(&self.others)
-    }
+    /// The settings, written last: where they are as they should be, so are those that they name, whose contents they
+    /// tell apart.
+    pub(super) settings: File,
 }
 
 impl DockerEngine {
@@ -57,14 +53,8 @@ impl DockerEngine {
             others.push(file(KEY_FILE, certificate.key.expose()));
         }
         others.extend(request.spec.login_rules().map(|rules| file(HOST_BASED_AUTHENTICATION_FILE, rules)));
-        others.push(file(CONFIGURATION_FILE, &container::configuration(&request.spec)));
-        Ok(Files { started_with: file(STARTED_WITH_FILE, &request.spec.hash()), others })
-    }
-
-    /// Whether all the files are in the container `name` as they should be.
-    pub(super) async fn holds_all(&self, name: &str, files: &Files) -> Result<bool> {
-        let held = futures_util::future::try_join_all(files.all().map(|file| self.holds(name, file))).await?;
-        Ok(held.into_iter().all(|held| held))
+        let settings = file(CONFIGURATION_FILE, &container::configuration(&request.spec));
+        Ok(Files { started_with: file(STARTED_WITH_FILE, &request.spec.hash()), others, settings })
     }
 
     /// Whether the file is in the container `name` as it should be.
@@ -79,7 +69,8 @@ impl DockerEngine {
             Some(owner) => owner,
             None => self.server_user(&name).await?,
         };
-        let files: Vec<_> = files.all().map(|file| (file.path, file.text.as_str())).collect();
+        let files = std::iter::once(&files.started_with).chain(&files.others).chain([&files.settings]);
+        let files: Vec<_> = files.map(|file| (file.path, file.text.as_str())).collect();
         self.upload_files(&name, &files, owner).await
     }
 

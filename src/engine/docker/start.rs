@@ -39,16 +39,17 @@ impl DockerEngine {
         if let Some(found) = &found {
             let hash = request.spec.body_hash();
             let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
-            let mut stopped = !found.is_running() && !found.is_paused();
-            if same && !stopped && found.port.is_some() {
-                match self.keep_running(request, found).await? {
-                    Some(started) => return Ok(started),
-                    None => stopped = true,
-                }
+            let runs = found.is_running() || found.is_paused();
+            if same
+                && runs
+                && found.port.is_some()
+                && let Some(started) = self.keep_running(request, found).await?
+            {
+                return Ok(started);
             }
             if same
-                && stopped
-                && let Some(started) = self.start_again(request, found).await?
+                && (!runs || found.port.is_some())
+                && let Some(started) = self.start_again(request, found, runs).await?
             {
                 return Ok(started);
             }
@@ -70,7 +71,8 @@ impl DockerEngine {
             self.stop_container(&name).await?;
             return Ok(None);
         }
-        let (started, current) = tokio::try_join!(self.started(false, false, None), self.holds_all(&name, &files))?;
+        let (started, current) =
+            tokio::try_join!(self.started(false, false, None), self.holds(&name, &files.settings))?;
         if !current {
             self.upload_settings(request, &files).await?;
         }
@@ -78,8 +80,14 @@ impl DockerEngine {
     }
 
     /// Starts the container as it is. `None` if it must be made anew because its port is taken or it was never filled.
-    async fn start_again(&self, request: &StartRequest, found: &Container) -> Result<Option<Started>> {
-        if request.spec.data == DataPlacement::Volume {
+    /// One that `was_running` until now needs no look at its data.
+    async fn start_again(
+        &self,
+        request: &StartRequest,
+        found: &Container,
+        was_running: bool,
+    ) -> Result<Option<Started>> {
+        if request.spec.data == DataPlacement::Volume && !was_running {
             if found.has_run() {
                 // A server only ever starts on a complete volume.
                 let name = self.instance.container_name();
@@ -92,7 +100,7 @@ impl DockerEngine {
         let name = self.instance.container_name();
         let files = self.files_of(request)?;
         // What ended with an error may have done so for files that someone meddled with.
-        if found.ended_with_an_error() || !self.holds_all(&name, &files).await? {
+        if was_running || found.ended_with_an_error() || !self.holds(&name, &files.settings).await? {
             self.upload_settings(request, &files).await?;
         }
         match self.start_container().await {
