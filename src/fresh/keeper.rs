@@ -8,14 +8,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::Row as _;
 
 use super::pool::{Inner, Lease, Pool};
-use super::registry::{COUNT_LOCK, DATABASE_LOCK};
+use super::registry::DATABASE_LOCK;
 use super::{session, untouched};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::Admin;
-use crate::pg::quote;
 
 /// How often the keeper looks whether its session is still there while it holds leases. After a restart of the server
 /// nobody takes leases for dead before [`super::reap::GRACE`] has passed.
@@ -113,21 +112,14 @@ impl Keeper {
         let what = || "cannot take a fresh database";
         let holder = &pool.options().holder;
         let is_limited = pool.0.max_leases < i64::try_from(pool.options().max_databases).unwrap_or(i64::MAX);
-        let (template, life) = (wanted.template, self.life.clone());
-        let connection = &mut self.open_session()?.connection;
-        let row = if is_limited {
-            let statement = limited_statement(pool, template, life.as_deref())?;
-            let rows = sqlx::raw_sql(AssertSqlSafe(statement)).fetch_all(connection).await.or_failed(what)?;
-            // The first row is that of the lock.
-            rows.into_iter().nth(1)
-        } else {
-            let statement = "UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = $2, \
-                             clean_from = pg_current_wal_insert_lsn(), life = $4 WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free' \
-                             ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1) \
-                             RETURNING id::bigint, database, pg_try_advisory_lock($3, id)";
-            let row = sqlx::query(statement).bind(template).bind(holder).bind(DATABASE_LOCK).bind(life);
-            row.fetch_optional(connection).await.or_failed(what)?
-        };
+        let life = self.life.clone();
+        let row = sqlx::query("SELECT * FROM tfdev.fresh_hand_out($1, $2, $3, $4, $5)")
+            .bind(&pool.server().database)
+            .bind(wanted.template)
+            .bind(holder)
+            .bind(life)
+            .bind(is_limited.then_some(pool.0.max_leases));
+        let row = row.fetch_optional(&mut self.open_session()?.connection).await.or_failed(what)?;
         let Some(row) = row else { return Ok(Answer::Nothing) };
         let (id, database): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
         let locked: bool = row.try_get(2).or_failed(what)?;
@@ -200,24 +192,6 @@ impl Keeper {
         self.session = Some(admin);
         Ok(())
     }
-}
-
-/// Hands out under the lock of whoever counts, so that there are never more leases than the server has connections for.
-fn limited_statement(pool: &Pool, template: i64, life: Option<&str>) -> Result<String> {
-    let source = quote::literal(&pool.server().database)?;
-    let holder = quote::literal(&pool.options().holder)?;
-    let leases = pool.0.max_leases;
-    let life = life.map_or_else(|| Ok("NULL".to_owned()), quote::literal)?;
-    Ok(format!(
-        "BEGIN; SELECT pg_advisory_xact_lock({COUNT_LOCK});
-         UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(), holder = {holder},
-         clean_from = pg_current_wal_insert_lsn(), life = {life}
-         WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = {template} AND stage = 'free'
-         AND (SELECT count(*) FROM tfdev.fresh_database WHERE source = {source} AND stage = 'leased') < {leases}
-         ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
-         RETURNING id::bigint, database, pg_try_advisory_lock({DATABASE_LOCK}, id);
-         COMMIT"
-    ))
 }
 
 impl Pool {

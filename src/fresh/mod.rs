@@ -4,6 +4,7 @@
 //! registry   which templates and databases there are, and what they are doing: in the server itself
 //! template   migrations, data and own code → a closed database, made once for all processes
 //! pool       template → copies, made when asked for or ahead, counted, handed out in one round trip
+//! functions  what each hand-out and each return is in the server
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
 //! untouched  what was given back and is proven to be as it was goes back into the pool
 //! reap       what else was given back, and what dead processes have left, is dropped
@@ -47,6 +48,7 @@
 
 mod clients;
 mod config;
+mod functions;
 mod guard;
 #[cfg(unix)]
 pub mod holder;

@@ -33,7 +33,7 @@ const DROP_LIMIT: &str = "15s";
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Which rows may be swept: those that are to go, those that expired, those whose process may be gone.
-fn candidates() -> String {
+pub(super) fn candidates() -> String {
     format!(
         "(stage IN ('returned', 'dropping') OR (stage = 'kept' AND expires_at < clock_timestamp()) \
          OR (stage IN ('building', 'leased') AND (coalesce(leased_at, created_at) > pg_postmaster_start_time() \
@@ -113,33 +113,25 @@ impl Pool {
     /// Removes a few. Returns how many there were, and the names of those that are gone.
     async fn sweep(&self, admin: &mut Admin, again: bool) -> Result<(usize, Vec<String>)> {
         let what = || "cannot look for fresh databases that are left over";
-        let candidates = candidates();
-        let question = format!(
-            "WITH c AS MATERIALIZED (SELECT id FROM tfdev.fresh_database WHERE source = $1 AND {candidates} \
-             AND ($4 OR coalesce(tried_at < clock_timestamp() - interval '5 s', true)) ORDER BY tried_at NULLS FIRST, id) \
-             SELECT id::bigint FROM c WHERE pg_try_advisory_lock($2, id) LIMIT $3"
-        );
-        let ids: Vec<i64> = sqlx::query_scalar(sqlx::AssertSqlSafe(question))
+        let claimed = sqlx::query("SELECT * FROM tfdev.fresh_claim($1, $2, $3)")
             .bind(&self.server().database)
-            .bind(DATABASE_LOCK)
-            .bind(BATCH)
             .bind(again)
+            .bind(BATCH)
             .fetch_all(&mut admin.connection)
             .await
             .or_failed(what)?;
-        if ids.is_empty() {
+        if claimed.is_empty() {
             return Ok((0, Vec::new()));
         }
-        // Looked at again: it may have been given back and taken by someone else before we had the lock.
-        let mark = format!(
-            "UPDATE tfdev.fresh_database SET stage = CASE stage WHEN 'returned' THEN stage ELSE 'dropping' END, \
-             tried_at = clock_timestamp() WHERE id = ANY($1) AND {candidates} RETURNING id::bigint, database, stage = 'returned'"
-        );
-        let marked = sqlx::query(sqlx::AssertSqlSafe(mark)).bind(&ids).fetch_all(&mut admin.connection).await;
-        let (mut returned, mut to_go) = (Vec::new(), Vec::new());
-        for row in marked.or_failed(what)? {
-            let one = Returned { id: row.try_get(0).or_failed(what)?, name: row.try_get(1).or_failed(what)? };
-            if row.try_get(2).or_failed(what)? { returned.push(one) } else { to_go.push(one) }
+        let (mut ids, mut returned, mut to_go) = (Vec::new(), Vec::new(), Vec::new());
+        for row in claimed {
+            let id = row.try_get(0).or_failed(what)?;
+            ids.push(id);
+            let (name, is_returned): (Option<String>, Option<bool>) =
+                (row.try_get(1).or_failed(what)?, row.try_get(2).or_failed(what)?);
+            if let Some(name) = name {
+                if is_returned == Some(true) { &mut returned } else { &mut to_go }.push(Returned { id, name });
+            }
         }
         crate::fault::point("fresh.sweep.marked").await;
         let free = if returned.is_empty() { Vec::new() } else { self.reuse(admin, &mut returned).await? };

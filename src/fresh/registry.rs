@@ -9,11 +9,12 @@ use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
 
+use super::functions;
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::quote;
 
-/// Counts up when the form of the tables changes.
-const VERSION: i32 = 2;
+/// Counts up when the form of the tables or of the functions changes.
+const VERSION: i32 = 3;
 
 /// The lock under which the tables are made and databases counted: `tfdfresh` as a number.
 pub(super) const COUNT_LOCK: i64 = i64::from_be_bytes(*b"tfdfresh");
@@ -127,7 +128,7 @@ async fn version(connection: &mut PgConnection) -> Result<Option<i32>> {
     }
 }
 
-/// Makes the tables if they are not there.
+/// Makes the tables and functions if they are not there.
 pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
     if version(connection).await? == Some(VERSION) {
         return Ok(());
@@ -170,8 +171,10 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
          ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS life text;
          ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS provable boolean NOT NULL DEFAULT false;
          CREATE INDEX IF NOT EXISTS fresh_database_free ON tfdev.fresh_database (template, id) WHERE stage = 'free';
+         {functions}
          INSERT INTO tfdev.fresh_version VALUES ({VERSION}) ON CONFLICT DO NOTHING;
-         COMMIT"
+         COMMIT",
+        functions = functions::script(),
     );
     sqlx::raw_sql(AssertSqlSafe(script))
         .execute(connection)

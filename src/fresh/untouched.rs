@@ -30,14 +30,15 @@
 
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::pool::{Pool, unique};
 use super::session;
 use crate::error::{Context, Error, Result};
+use crate::pg::Login;
 use crate::pg::clone::Admin;
 use crate::pg::wal::{self, Position, Stretch};
-use crate::pg::{Login, quote};
 
 /// How long the sessions of a database that was given back may take to end. A client does not wait for its server process.
 const LINGER: Duration = Duration::from_millis(150);
@@ -84,19 +85,58 @@ struct Closed {
     timeline: u32,
 }
 
+/// What the server says of one that is to be closed.
+struct Answer {
+    busy: bool,
+    closed: bool,
+    problem: Option<String>,
+    oid: Option<i64>,
+    from: Option<String>,
+    same: Option<bool>,
+    until: Option<String>,
+    file: Option<String>,
+}
+
+impl Answer {
+    fn read(row: &PgRow) -> sqlx::Result<Self> {
+        Ok(Self {
+            busy: row.try_get::<Option<bool>, _>(1)?.unwrap_or(false),
+            closed: row.try_get(2)?,
+            problem: row.try_get(3)?,
+            oid: row.try_get(4)?,
+            from: row.try_get(5)?,
+            same: row.try_get(6)?,
+            until: row.try_get(7)?,
+            file: row.try_get(8)?,
+        })
+    }
+
+    /// What there is to read of the log; `None` if what belongs to the database is not known to be what it was.
+    fn found(&self, id: i64) -> Option<Closed> {
+        let timeline = self.file.as_deref()?.get(..8)?;
+        self.same.filter(|same| *same)?;
+        Some(Closed {
+            id,
+            oid: u32::try_from(self.oid?).ok()?,
+            from: wal::position(self.from.as_deref()?)?,
+            until: wal::position(self.until.as_deref()?)?,
+            timeline: u32::from_str_radix(timeline, 16).ok()?,
+        })
+    }
+}
+
 impl Pool {
     /// Puts those of `returned` back into the pool that are proven to be untouched, and gives their numbers. The others are to
     /// be dropped.
     pub(super) async fn reuse(&self, admin: &mut Admin, returned: &mut [Returned]) -> Result<Vec<i64>> {
-        let quiet = without_sessions(&mut admin.connection, returned).await?;
-        let mut closed = Vec::new();
-        for one in returned.iter_mut().filter(|one| quiet.contains(&one.name)) {
-            match close(&mut admin.connection, one).await {
-                Ok(found) => closed.extend(found),
-                Err(error) if session::is_lost(&error) => return Err(error),
-                Err(error) => self.events().detail(format!("`{}` is not looked at: {error}", one.name)),
+        let closed = match self.close(&mut admin.connection, returned).await {
+            Ok(closed) => closed,
+            Err(error) if session::is_lost(&error) => return Err(error),
+            Err(error) => {
+                self.events().detail(format!("fresh databases that were given back are not looked at: {error}"));
+                return Ok(Vec::new());
             }
-        }
+        };
         crate::fault::point("fresh.reuse.closed").await;
         if closed.is_empty() {
             return Ok(Vec::new());
@@ -113,6 +153,47 @@ impl Pool {
         free(&mut admin.connection, &untouched).await
     }
 
+    /// Gives those of `returned` new names in which nobody is and of which the counters show no change. One is left out if
+    /// what belongs to it was changed, or if it was never noted what that was.
+    async fn close(&self, connection: &mut PgConnection, returned: &mut [Returned]) -> Result<Vec<Closed>> {
+        let what = || "cannot close fresh databases that were given back";
+        let mut closed = Vec::new();
+        let mut left: Vec<&mut Returned> = returned.iter_mut().collect();
+        let begin = Instant::now();
+        while !left.is_empty() {
+            let ids: Vec<i64> = left.iter().map(|one| one.id).collect();
+            let names: Vec<&str> = left.iter().map(|one| one.name.as_str()).collect();
+            let new_names: Vec<String> = left.iter().map(|_| format!("tfdev_f_{}", unique())).collect();
+            let rows = sqlx::query("SELECT * FROM tfdev.fresh_close($1, $2, $3)")
+                .bind(&ids)
+                .bind(&names)
+                .bind(&new_names)
+                .fetch_all(&mut *connection)
+                .await
+                .or_failed(what)?;
+            let mut busy = Vec::new();
+            for ((row, one), new_name) in rows.iter().zip(left).zip(new_names) {
+                let answer = Answer::read(row).or_failed(what)?;
+                if answer.closed {
+                    one.name = new_name;
+                    closed.extend(answer.found(one.id));
+                } else if answer.busy {
+                    busy.push(one);
+                } else if let Some(problem) = answer.problem {
+                    self.events().detail(format!("`{}` is not looked at: {problem}", one.name));
+                }
+            }
+            if begin.elapsed() > LINGER {
+                break;
+            }
+            left = busy;
+            if !left.is_empty() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        }
+        Ok(closed)
+    }
+
     /// Those of `closed` of which the log speaks.
     async fn mentioned(&self, connection: &mut PgConnection, closed: &[Closed]) -> Result<Vec<u32>> {
         let from = closed.iter().map(|one| one.from).min().unwrap_or_default();
@@ -126,74 +207,6 @@ impl Pool {
         let stretch = Stretch { from, until, segment_size, bytes: &bytes };
         stretch.mentioned(&databases).or_failed(|| "cannot read the write-ahead log")
     }
-}
-
-/// The names of those in which nobody is, and of which the counters show no change.
-async fn without_sessions(connection: &mut PgConnection, returned: &[Returned]) -> Result<Vec<String>> {
-    let what = || "cannot look for sessions in fresh databases";
-    let question = "SELECT d.datname::text, EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.datid = d.oid), \
-                    pg_stat_get_db_tuples_inserted(d.oid) + pg_stat_get_db_tuples_updated(d.oid) \
-                    + pg_stat_get_db_tuples_deleted(d.oid) > 0 FROM pg_database d WHERE d.datname = ANY($1)";
-    let names: Vec<&str> = returned.iter().map(|one| one.name.as_str()).collect();
-    let begin = Instant::now();
-    loop {
-        let rows = sqlx::query(question).bind(&names).fetch_all(&mut *connection).await.or_failed(what)?;
-        let (mut quiet, mut busy) = (Vec::new(), false);
-        for row in rows {
-            let (name, has_sessions): (String, bool) =
-                (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
-            let is_changed: bool = row.try_get(2).or_failed(what)?;
-            busy |= has_sessions;
-            if !has_sessions && !is_changed {
-                quiet.push(name);
-            }
-        }
-        if !busy || begin.elapsed() > LINGER {
-            return Ok(quiet);
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-/// Gives the database a new name, which keeps everyone out, and notes it in the same transaction. `None` if what belongs to
-/// the database was changed, or if it was never noted what that was.
-async fn close(connection: &mut PgConnection, one: &mut Returned) -> Result<Option<Closed>> {
-    let what = || "cannot close a fresh database that was given back";
-    let name = format!("tfdev_f_{}", unique());
-    let (id, literal) = (one.id, quote::literal(&name)?);
-    // The commit writes the log up to its own end, which is behind all that is to be read.
-    let statements = format!(
-        "BEGIN; SET LOCAL synchronous_commit = on; SET LOCAL statement_timeout = '2s';
-         ALTER DATABASE {old} RENAME TO {new};
-         UPDATE tfdev.fresh_database SET database = {literal} WHERE id = {id} RETURNING \
-         (SELECT oid::bigint FROM pg_database WHERE datname = {literal}), clean_from::text, \
-         traits = {traits} AND life = ({LIFE_QUESTION}), pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn());
-         COMMIT",
-        old = quote::identifier(&one.name)?,
-        new = quote::identifier(&name)?,
-        traits = traits(&literal),
-    );
-    // All answers are read: only the last one tells that the new name holds.
-    let rows = match sqlx::raw_sql(AssertSqlSafe(statements)).fetch_all(&mut *connection).await {
-        Ok(rows) => rows,
-        Err(error) => {
-            sqlx::raw_sql("ROLLBACK").execute(connection).await.or_failed(what)?;
-            return Err(error).or_failed(what);
-        }
-    };
-    one.name = name;
-    let Some(row) = rows.first() else { return Ok(None) };
-    let oid: i64 = row.try_get(0).or_failed(what)?;
-    let (from, same): (Option<String>, Option<bool>) =
-        (row.try_get(1).or_failed(what)?, row.try_get(2).or_failed(what)?);
-    let (until, file): (String, String) = (row.try_get(3).or_failed(what)?, row.try_get(4).or_failed(what)?);
-    let timeline = file.get(..8).and_then(|text| u32::from_str_radix(text, 16).ok());
-    let (Some(true), Some(from), Some(until), Some(timeline), Ok(oid)) =
-        (same, from.as_deref().and_then(wal::position), wal::position(&until), timeline, u32::try_from(oid))
-    else {
-        return Ok(None);
-    };
-    Ok(Some(Closed { id, oid, from, until, timeline }))
 }
 
 /// The bytes of the log from `begin` to `until`.
@@ -228,7 +241,7 @@ async fn free(connection: &mut PgConnection, ids: &[i64]) -> Result<Vec<i64>> {
     let statement = "UPDATE tfdev.fresh_database f SET stage = 'free', holder = NULL, leased_at = NULL, clean_from = NULL, \
                      tried_at = NULL WHERE id = ANY($1) AND stage = 'returned' AND EXISTS \
                      (SELECT FROM tfdev.fresh_template t WHERE t.id = f.template AND t.stage = 'ready') \
-                     RETURNING id::bigint, pg_advisory_unlock($2, id)";
+                     RETURNING id::bigint, pg_advisory_unlock($2, id), set_config('statement_timeout', '0', false)";
     let freed = sqlx::query_scalar(statement).bind(ids).bind(super::registry::DATABASE_LOCK).fetch_all(connection);
     freed.await.or_failed(|| "cannot note that a fresh database is free again")
 }

@@ -94,6 +94,24 @@ pub async fn run(login: &Login, source: &Source, options: &Options, events: &Eve
     Ok(MigrateOutcome { applied_now, applied: source.len(), total: source.len(), elapsed: began.elapsed() })
 }
 
+/// As [`run`], and makes no login if nothing is pending, which it finds out on `connection`.
+pub async fn run_if_pending(
+    connection: &mut PgConnection,
+    login: &Login,
+    source: &Source,
+    options: &Options,
+    events: &Events,
+) -> Result<MigrateOutcome> {
+    let began = Instant::now();
+    let rows = current(connection, source, options).await?;
+    if is_pending(&rows) {
+        return run(login, source, options, events).await;
+    }
+    warn_of_line_endings(source, &rows, events);
+    let total = source.len();
+    Ok(MigrateOutcome { applied_now: Vec::new(), applied: total, total, elapsed: began.elapsed() })
+}
+
 /// Compares `source` with what the database of `connection` has. Changes nothing and takes no lock.
 pub async fn status(connection: &mut PgConnection, source: &Source) -> Result<MigrationStatus> {
     let applied = state::applied(connection).await?;
@@ -108,7 +126,7 @@ async fn run_on(
     events: &Events,
 ) -> Result<Vec<AppliedNow>> {
     let rows = current(connection, source, options).await?;
-    if !rows.iter().any(|row| row.state == MigrationState::Pending) {
+    if !is_pending(&rows) {
         warn_of_line_endings(source, &rows, events);
         return Ok(Vec::new());
     }
@@ -121,6 +139,10 @@ async fn run_on(
     warn_of_line_endings(source, &rows, events);
     warn_of_order(&rows, events);
     apply(connection, source, &rows, events).await
+}
+
+fn is_pending(rows: &[MigrationRow]) -> bool {
+    rows.iter().any(|row| row.state == MigrationState::Pending)
 }
 
 /// Compares the source with the database and refuses what must not be built on.

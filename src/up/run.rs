@@ -148,7 +148,9 @@ impl Run<'_> {
                 checks::collations(&mut connection, self.events).await?;
             }
             let options = migrate::Options { lock_timeout: self.timeout, ..migrate::Options::default() };
-            let migrated = migrate::run(&self.server.login(), &inputs.migrations, &options, self.events).await?;
+            let login = self.server.login();
+            let migrated =
+                migrate::run_if_pending(&mut connection, &login, &inputs.migrations, &options, self.events).await?;
             let counts = MigrationCounts { applied: migrated.applied, total: migrated.total };
             let Some(dataset) = &inputs.dataset else { return Ok((counts, None)) };
             let outcome = seed::apply(&mut connection, dataset, seed::Mode::OnlyIfEmpty, self.events).await?;

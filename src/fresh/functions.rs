@@ -1,0 +1,110 @@
+//! What is done for each hand-out and each return, as functions in the server: one round trip each, planned once for a
+//! session. Sent as statements they took eight round trips, and parsing and planning them took half of the time.
+//!
+//! What must hold: each statement of a function sees what was committed before that statement; a function is one
+//! transaction, and the advisory locks that it takes for a session outlive it.
+
+use super::registry::{COUNT_LOCK, DATABASE_LOCK};
+use super::{reap, untouched};
+
+/// How long taking a database out of reach may take.
+const CLOSE_LIMIT: &str = "2s";
+
+/// The statements that make the functions, or make them anew.
+pub(super) fn script() -> String {
+    [hand_out(), claim(), close()].concat()
+}
+
+/// Notes and locks a free database of the template, unless `most` are in use.
+fn hand_out() -> String {
+    format!(
+        "CREATE OR REPLACE FUNCTION tfdev.fresh_hand_out(
+             of_source text, of_template bigint, by_holder text, in_life text, most bigint
+         ) RETURNS TABLE (number bigint, name text, locked boolean) LANGUAGE plpgsql AS $function$
+         BEGIN
+             IF most IS NOT NULL THEN
+                 -- Who counts, counts alone.
+                 PERFORM pg_advisory_xact_lock({COUNT_LOCK});
+                 IF (SELECT count(*) FROM tfdev.fresh_database WHERE source = of_source AND stage = 'leased') >= most THEN
+                     RETURN;
+                 END IF;
+             END IF;
+             RETURN QUERY UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(),
+                 holder = by_holder, clean_from = pg_current_wal_insert_lsn(), life = in_life
+                 WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = of_template AND stage = 'free'
+                             ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
+                 RETURNING id::bigint, database, pg_try_advisory_lock({DATABASE_LOCK}, id);
+         END $function$;\n"
+    )
+}
+
+/// Locks up to `most` rows that may be swept, and marks those that still may under their locks. A row that may not any more
+/// has no name. Time for what comes next is short, until it is said otherwise.
+fn claim() -> String {
+    let candidates = reap::candidates();
+    format!(
+        "CREATE OR REPLACE FUNCTION tfdev.fresh_claim(of_source text, again boolean, most bigint)
+             RETURNS TABLE (number bigint, name text, returned boolean) LANGUAGE plpgsql AS $function$
+         DECLARE
+             claimed integer[];
+         BEGIN
+             claimed := ARRAY(
+                 WITH c AS MATERIALIZED (
+                     SELECT id FROM tfdev.fresh_database WHERE source = of_source AND {candidates}
+                     AND (again OR coalesce(tried_at < clock_timestamp() - interval '5 s', true))
+                     ORDER BY tried_at NULLS FIRST, id
+                 ) SELECT id FROM c WHERE pg_try_advisory_lock({DATABASE_LOCK}, id) LIMIT most);
+             IF cardinality(claimed) = 0 THEN
+                 RETURN;
+             END IF;
+             PERFORM set_config('statement_timeout', '{CLOSE_LIMIT}', false);
+             -- Looked at again: it may have been given back and taken by someone else before we had the lock.
+             RETURN QUERY WITH marked AS (
+                 UPDATE tfdev.fresh_database SET tried_at = clock_timestamp(),
+                 stage = CASE stage WHEN 'returned' THEN stage ELSE 'dropping' END
+                 WHERE id = ANY(claimed) AND {candidates} RETURNING id, database, stage = 'returned' AS is_returned
+             ) SELECT c::bigint, marked.database, marked.is_returned FROM unnest(claimed) c LEFT JOIN marked ON id = c;
+         END $function$;\n"
+    )
+}
+
+/// Gives databases new names, which keeps everyone out, and notes them in the same transaction; tells for each one whether
+/// somebody is in it, and if nobody is, what is to be read of the log and whether what belongs to the database is what it
+/// was. One that the counters show to be changed keeps its name.
+fn close() -> String {
+    let (traits, life) = (untouched::traits("new_names[i]"), untouched::LIFE_QUESTION);
+    format!(
+        "CREATE OR REPLACE FUNCTION tfdev.fresh_close(numbers bigint[], names text[], new_names text[])
+             RETURNS TABLE (number bigint, busy boolean, closed boolean, problem text, oid bigint, clean_from text,
+                            same boolean, until text, file text) LANGUAGE plpgsql AS $function$
+         #variable_conflict use_column
+         DECLARE
+             i integer;
+             changed boolean;
+         BEGIN
+             -- The commit writes the log up to its own end, which is behind all that is to be read.
+             PERFORM set_config('synchronous_commit', 'on', true);
+             FOR i IN 1 .. cardinality(numbers) LOOP
+                 number := numbers[i]; closed := false; problem := NULL;
+                 SELECT d.oid, EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.datid = d.oid),
+                        pg_stat_get_db_tuples_inserted(d.oid) + pg_stat_get_db_tuples_updated(d.oid)
+                        + pg_stat_get_db_tuples_deleted(d.oid) > 0
+                        INTO oid, busy, changed FROM pg_database d WHERE d.datname = names[i];
+                 IF NOT busy AND NOT changed THEN
+                     BEGIN
+                         EXECUTE format('ALTER DATABASE %I RENAME TO %I', names[i], new_names[i]);
+                         UPDATE tfdev.fresh_database f SET database = new_names[i] WHERE f.id = numbers[i]
+                             RETURNING f.clean_from::text, f.traits = {traits} AND f.life = ({life})
+                             INTO clean_from, same;
+                         until := pg_current_wal_insert_lsn()::text;
+                         file := pg_walfile_name(until::pg_lsn);
+                         closed := true;
+                     EXCEPTION WHEN OTHERS THEN
+                         problem := SQLERRM;
+                     END;
+                 END IF;
+                 RETURN NEXT;
+             END LOOP;
+         END $function$;\n"
+    )
+}
