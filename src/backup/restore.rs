@@ -69,6 +69,8 @@ pub struct Restored {
     pub url: String,
     /// The port.
     pub port: u16,
+    /// How long it took until all of the data was there, in milliseconds; the rest is the server's recovery.
+    pub brought_ms: u64,
     /// How long it took until the server answered, in milliseconds.
     pub elapsed_ms: u64,
 }
@@ -288,10 +290,8 @@ impl Work<'_> {
         let stop = new.recovery(&plan.stop, timeline(), &physical.settings);
         self.fill(new, &stop, plan).await?;
         fault::point("backup.restore.filled").await;
-        self.events.finished(
-            format!("Brought `{}` and {} files of the log", manifest.id, plan.log.len()),
-            self.begin.elapsed(),
-        );
+        let brought = self.begin.elapsed();
+        self.events.finished(format!("Brought `{}` and {} files of the log", manifest.id, plan.log.len()), brought);
         self.events.started("Recovering");
         let recovering = Instant::now();
         let server = match new.replay(&stop).await {
@@ -302,7 +302,7 @@ impl Work<'_> {
             }
             replayed => replayed?,
         };
-        let (lsn, last_commit) = new.take_over(&server).await?;
+        let end = new.take_over(&server).await?;
         fault::point("backup.restore.promoted").await;
         new.engine.stop().await?;
         let server =
@@ -313,19 +313,27 @@ impl Work<'_> {
         new.record.image_id = Some(new.source_id.clone());
         new.record.write(&new.instance)?;
         self.events.finished("Recovered and promoted", recovering.elapsed());
-        Ok(self.report(manifest, &server, lsn, last_commit))
+        Ok(self.report(manifest, &server, brought, end))
     }
 
-    fn report(&self, manifest: &Manifest, server: &Server, lsn: Option<Lsn>, commit: Option<Timestamp>) -> Restored {
+    fn report(
+        &self,
+        manifest: &Manifest,
+        server: &Server,
+        brought: Duration,
+        (lsn, last_commit): (Option<Lsn>, Option<Timestamp>),
+    ) -> Restored {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Restored {
             instance: self.wanted.instance.to_owned(),
             backup: manifest.id.clone(),
             kind: manifest.kind,
             lsn,
-            last_commit: commit,
+            last_commit,
             url: server.url(),
             port: server.endpoint.port,
-            elapsed_ms: u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            brought_ms: milliseconds(brought),
+            elapsed_ms: milliseconds(self.begin.elapsed()),
         }
     }
 
@@ -412,6 +420,7 @@ impl Work<'_> {
     }
 
     async fn import(&self, own: &Settings, manifest: &Manifest, path: &std::path::Path) -> Result<Restored> {
+        let brought = self.begin.elapsed();
         up::up(own, self.events).await?;
         let running = Running::find(own, self.events).await?;
         let snapshots = Snapshots::of(&running, own, self.events)?;
@@ -425,7 +434,7 @@ impl Work<'_> {
         record.throw_away = self.wanted.throw_away;
         record.seed = None;
         record.write(&running.instance)?;
-        Ok(self.report(manifest, &running.server, None, Some(manifest.created)))
+        Ok(self.report(manifest, &running.server, brought, (None, Some(manifest.created))))
     }
 }
 
