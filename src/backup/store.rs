@@ -111,9 +111,7 @@ impl Store {
         let text = error.to_string();
         let is_login =
             matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
-                || ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"]
-                    .iter()
-                    .any(|sign| text.contains(sign));
+                || ["ExpiredToken", "401 Unauthorized", "403 Forbidden"].iter().any(|sign| text.contains(sign));
         let told = Error::failed(message).caused_by(error);
         if is_login {
             return told.hint(match &self.folder {
@@ -122,6 +120,9 @@ impl Store {
                          `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`"
                     .to_owned(),
             });
+        }
+        if let Some(folder) = self.folder.as_ref().filter(|_| text.contains("No space left")) {
+            return told.hint(format!("make room for `{}`; nothing is lost meanwhile", folder.display()));
         }
         if text.contains("NoSuchBucket") {
             return told.hint("make the bucket first; tfdev does not");

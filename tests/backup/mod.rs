@@ -12,6 +12,7 @@ mod recovery;
 mod retention;
 #[cfg(unix)]
 mod s3;
+mod store;
 
 use std::path::{Path, PathBuf};
 
