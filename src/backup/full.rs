@@ -161,7 +161,10 @@ impl Backups<'_> {
         let mut connection = self.session().await?;
         let question = "SELECT current_setting('archive_mode'), current_setting('archive_command'), \
                         (SELECT last_failed_wal FROM pg_stat_archiver \
-                         WHERE last_failed_time > coalesce(last_archived_time, '-infinity'))";
+                         WHERE last_failed_time > coalesce(last_archived_time, '-infinity')), \
+                        (SELECT min(split_part(name, '.', 1)) FROM pg_ls_archive_statusdir() \
+                         WHERE name ~ '[.]ready$' AND modification < now() - interval '20 s' AND now() - interval '20 s' > \
+                         (SELECT coalesce(last_archived_time, '-infinity') FROM pg_stat_archiver))";
         let row = sqlx::raw_sql(question).fetch_one(&mut connection).await.or_failed(what)?;
         crate::provision::close(connection).await;
         let (mode, command): (String, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
@@ -174,7 +177,10 @@ impl Backups<'_> {
                 error.hint("`tfdev up` restarts it with the archive on; its data stays")
             });
         }
-        if let Some(failed) = row.try_get::<Option<String>, _>(2).or_failed(what)? {
+        // PostgreSQL counts no failure if its command is ended by a signal, or with a status above 125; then nothing is
+        // archived, and that is all there is to see.
+        let failed: Option<String> = row.try_get(2).or_failed(what)?;
+        if let Some(failed) = failed.or(row.try_get(3).or_failed(what)?) {
             return Err(Error::failed(format!("the server cannot archive the segment {failed} of its log"))
                 .hint("`tfdev logs` shows why; most of all look for room on the disk"));
         }
