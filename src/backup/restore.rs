@@ -295,6 +295,10 @@ impl Work<'_> {
         self.events.started("Recovering");
         let recovering = Instant::now();
         let server = match new.replay(&stop).await {
+            // The time that is wanted is behind what is missing.
+            Err(error) if is_ended_early(&error) && plan.gap.is_some() => {
+                return Err(plan.gap.map_or(error, |gap| gap.refused()));
+            }
             Err(error) if is_ended_early(&error) && matches!(plan.stop, Stop::Time(_) | Stop::Lsn(_)) => {
                 // All that there is was committed before the target: then the end of the log is the target's state.
                 let end = new.recovery(&Stop::End, timeline(), &physical.settings);

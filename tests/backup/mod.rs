@@ -7,6 +7,7 @@
 mod cycle;
 mod external;
 mod faults;
+mod log;
 mod month;
 mod recovery;
 mod retention;
