@@ -5,7 +5,7 @@ CARGO ?= cargo
 TFDEV = $(CARGO) run --release --quiet --
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up down test kill-matrix soak check bench docs fmt build clean-docker
+.PHONY: help setup up down test kill-matrix recovery soak check bench docs fmt build clean-docker
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,10 @@ test: setup ## Run all tests; those with Docker are skipped if there is none, an
 
 kill-matrix: ## Kill tfdev at 500 random moments of its work with snapshots, on each engine
 	TFDEV_KILL_ROUNDS=$(or $(ROUNDS),500) $(CARGO) test --test suite -- --nocapture tfdev_is_killed_at_random_moments
+
+recovery: ## Recover to 50 moments of a history, and let the agent work for 30 days of a clock that is moved on
+	TFDEV_TEST_INSTANTS=$(or $(INSTANTS),50) $(CARGO) test --test suite -- --nocapture backup::recovery
+	TFDEV_TEST_DAYS=$(or $(DAYS),30) $(CARGO) test --test suite -- --nocapture backup::month
 
 soak: ## Take 10,000 fresh databases while processes are killed, on each engine, and look for what is left
 	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --test suite -- --nocapture killed_at_any_moment

@@ -6,6 +6,8 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a measurement's output is its purpose")]
 
+#[cfg(unix)]
+mod backup;
 mod export;
 mod fresh;
 #[cfg(unix)]
@@ -66,6 +68,16 @@ const CASES: &[Case] = &[
         "export and import of about 1 GB, against pg_dump, zstd and pg_restore by hand",
         export::large,
     ),
+    #[cfg(unix)]
+    case("archive", "pgbench with the archive on, against the archive off", backup::archiving),
+    #[cfg(unix)]
+    case("archive-lag", "how soon a segment is in the store at 20 MB/s of log", backup::lag),
+    #[cfg(unix)]
+    case("backup", "physical backup and restore of 1 GB, against pg_basebackup and tar by hand", backup::base),
+    #[cfg(unix)]
+    case("backup-loss", "RPO under load and idle", backup::loss),
+    #[cfg(unix)]
+    case("backup-recovery", "RTO of a base of 1 GB and 1 GB of log", backup::recovery),
     docker_case("fresh", "fresh databases, against bare CREATE and DROP on as many connections", fresh::fresh),
     docker_case("parity", "`health`, `verify` and `doctor`", parity::parity),
     docker_case("seed", "the data set `load`, against COPY of the same rows from a file", seed),

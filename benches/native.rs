@@ -55,6 +55,15 @@ pub(crate) fn up_running(world: &World) -> Outcome<Vec<Measurement>> {
     Ok(vec![time])
 }
 
+/// The folder with the programs of the server that runs on the folder `data`.
+pub(crate) fn programs_of(data: &Path) -> Outcome<PathBuf> {
+    let pid = fs::read_to_string(data.join("postmaster.pid"))?;
+    let pid = pid.lines().next().unwrap_or_default();
+    let program = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
+    let program = Path::new(program.split('\0').next().unwrap_or_default());
+    Ok(program.parent().ok_or("the server's program is in no folder")?.to_owned())
+}
+
 /// A server that is made by hand.
 struct ByHand {
     programs: PathBuf,
@@ -67,16 +76,12 @@ impl ByHand {
     /// One like that of an `up`.
     fn like(report: &Value) -> Outcome<Self> {
         let data = Path::new(report["data_dir"].as_str().ok_or("`up` named no data folder")?);
-        let pid = fs::read_to_string(data.join("postmaster.pid"))?;
-        let pid = pid.lines().next().unwrap_or_default();
-        let program = fs::read_to_string(format!("/proc/{pid}/cmdline"))?;
-        let program = Path::new(program.split('\0').next().unwrap_or_default());
         let found = fs::metadata(data)?;
         let home = data.parent().ok_or("the data folder is in no folder")?;
         let settings = fs::read_to_string(home.join("tfdev.conf"))?;
         let own = |line: &&str| !line.starts_with("port") && !line.starts_with("unix_socket_directories");
         Ok(Self {
-            programs: program.parent().ok_or("the server's program is in no folder")?.to_owned(),
+            programs: programs_of(data)?,
             owner: (found.uid(), found.gid()),
             settings: settings.lines().filter(own).flat_map(|line| [line, "\n"]).collect(),
         })

@@ -2,7 +2,8 @@
 //!
 //! What must hold: the server that Compose starts has the settings, the environment, the limits and the ordinary role that
 //! the instance has, row for row; the file holds no secret; and its volume is its own, because two servers on one data
-//! folder would destroy it.
+//! folder would destroy it. It archives no log: what `tfdev backup` takes away is the instance's own, and a spool that nobody
+//! empties fills the disk.
 //!
 //! What an engine uploads, a Compose file brings along: its entrypoint writes the settings and a first script, copies the
 //! secrets to where the server may read them, and hands over to the image's own.
@@ -46,6 +47,8 @@ struct Service<'a> {
     database: &'a str,
     user: &'a str,
     port: u16,
+    /// Whether there is a place for backups.
+    has_store: bool,
 }
 
 /// Renders the Compose file of the settled instance. It needs no engine.
@@ -107,7 +110,8 @@ impl<'a> Service<'a> {
             spec = spec.with_short_logins();
         }
         let (database, user) = (&settings.database.name.value, &settings.database.user.value);
-        Ok(Self { instance, spec, profile, database, user, port })
+        let has_store = settings.backup.store.is_some();
+        Ok(Self { instance, spec, profile, database, user, port, has_store })
     }
 
     /// The names of the secrets' files.
@@ -168,6 +172,13 @@ impl<'a> Service<'a> {
         line(0, "# `tfdev compose --write FOLDER` makes them, and this one. Then:");
         // Not by a `name:` in the file, which Compose 1 does not know.
         line(0, &format!("#   docker compose -p {compose_project} -f compose.yaml up -d"));
+        if self.has_store {
+            line(
+                0,
+                "# This server archives no log: `tfdev backup` is for the one that `tfdev up` runs. As a server of",
+            );
+            line(0, "# someone else (`TFDEV_ENGINE=external`, `TFDEV_EXTERNAL_URL`) this one can be dumped.");
+        }
         line(0, "services:");
         line(2, &format!("{service}:"));
         line(4, &format!("image: {}", scalar(&spec.image)));
@@ -259,6 +270,15 @@ mod tests {
     #[test]
     fn the_file_of_the_repository_is_what_is_rendered() {
         assert_eq!(include_str!("../compose/compose.yaml"), rendered("project = \"taskflow\""));
+    }
+
+    #[test]
+    fn a_server_of_compose_archives_nothing_and_says_so() {
+        let text = rendered("project = \"taskflow\"\n[backup]\nstore = \"file:///backups\"\n");
+        assert!(!text.contains("archive_command") && !text.contains("archive_mode"), "{text}");
+        assert!(text.contains("# This server archives no log"), "{text}");
+        let without = |text: &str| text.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>().join("\n");
+        assert_eq!(without(&text), without(include_str!("../compose/compose.yaml")), "all else is as without a store");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, Kind};
+use super::plan::{Plan, Target};
 use super::retention::{self, Decisions, Keep};
 use super::state::{self, State};
 use super::{Backups, Summary, verify, words};
@@ -32,6 +33,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// How long a full backup, or a proof, that failed is left alone.
 const RETRY_FULL: SignedDuration = SignedDuration::from_mins(10);
+
+/// How often the store is looked through for parts of the log that went away there.
+const LOOK_THROUGH: SignedDuration = SignedDuration::from_hours(1);
 
 /// How old a folder without a manifest must be to be no backup at work.
 const ABANDONED: SignedDuration = SignedDuration::from_hours(24);
@@ -181,9 +185,13 @@ impl Backups<'_> {
         let now = super::now();
         let mut state = State::read(instance, &self.folder);
         state.agent_at = Some(now);
+        let looks = !is_within(state.looked, now, LOOK_THROUGH);
+        if looks {
+            state.looked = Some(now);
+        }
         state.write(instance)?;
         let tried = state.tried_full.filter(|_| state.full.is_some());
-        if is_early(tried, now) || !self.wants_full(&state, archives, now).await? {
+        if is_early(tried, now) || !self.wants_full(&state, archives, looks, now).await? {
             return Ok(());
         }
         match self.make_full(None).await {
@@ -199,19 +207,24 @@ impl Backups<'_> {
         Ok(())
     }
 
-    /// Whether a full backup is due, or needed because the log has a gap.
-    async fn wants_full(&self, state: &State, archives: bool, now: Timestamp) -> Result<bool> {
+    /// Whether a full backup is due, or needed because the log has a gap; `looks`: also one that is only in the store.
+    async fn wants_full(&self, state: &State, archives: bool, looks: bool, now: Timestamp) -> Result<bool> {
         if state.gap.is_some() && state.shipping.is_none() {
             return Ok(true);
         }
         let schedule = &self.settings.backup.schedule.value;
         let due = last_due(schedule, now);
         // The store is asked only if this machine does not know that the last one was made in time.
-        if state.full.is_none() && state.tried_full.is_some_and(|tried| tried >= due && tried <= now) {
+        let is_made = state.full.is_none() && state.tried_full.is_some_and(|tried| tried >= due && tried <= now);
+        if is_made && !(looks && archives) {
             return Ok(false);
         }
+        let catalogue = self.catalogue().await?;
+        if archives && has_gap(&catalogue) {
+            return Ok(true);
+        }
         let kinds: &[Kind] = if archives { &retention::KINDS } else { &[Kind::Logical] };
-        Ok(is_due(&self.catalogue().await?, kinds, schedule, now))
+        Ok(!is_made && is_due(&catalogue, kinds, schedule, now))
     }
 
     /// Proves what was made, in this pass or in one that was cut off, and then forgets what is too old.
@@ -300,7 +313,18 @@ impl Backups<'_> {
 
 /// Whether what failed is to be left alone for a while.
 fn is_early(tried: Option<Timestamp>, now: Timestamp) -> bool {
-    tried.is_some_and(|tried| (SignedDuration::ZERO..RETRY_FULL).contains(&now.duration_since(tried)))
+    is_within(tried, now, RETRY_FULL)
+}
+
+/// Whether that was less than `time` ago. What is in the future was noted by a clock that was wrong.
+fn is_within(at: Option<Timestamp>, now: Timestamp, time: SignedDuration) -> bool {
+    at.is_some_and(|at| (SignedDuration::ZERO..time).contains(&now.duration_since(at)))
+}
+
+/// Whether the log that goes on from the newest base is not whole in the store.
+fn has_gap(catalogue: &Catalogue) -> bool {
+    let planned = Plan::of(catalogue, &Target::Latest);
+    planned.is_err_and(|error| error.kind() == ErrorKind::Refused)
 }
 
 /// Whether a folder without a manifest, whose name begins with its time, is of a backup that was cut off.

@@ -21,8 +21,8 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::snapshot::Told;
 use crate::spec::hexadecimal;
 
-/// The level of compression: a third of the size of most data, faster than most disks.
-const LEVEL: i32 = 3;
+/// The level of compression: most data gets a third of its size or less. Level 3 takes twice the time for some percent.
+const LEVEL: i32 = 1;
 
 /// How many pieces wait on either side: some MB.
 const WAITING_PIECES: usize = 32;

@@ -26,14 +26,23 @@ const SETTINGS: &str = "SET search_path = pg_catalog; SET datestyle = 'ISO, YMD'
     SET intervalstyle = 'postgres'; SET extra_float_digits = 1; SET bytea_output = 'hex'; SET statement_timeout = 0; \
     SET lc_monetary = 'C'; SET xmlbinary = 'base64'";
 
-/// The tables whose rows are looked at: those that a backup has, and neither an extension's own nor ours, which a restore
-/// changes. `$1`: whether those that a crash
-/// empties count.
+/// The tables whose rows are looked at, with their columns and what is hashed of a row: those tables that a backup has, and
+/// neither an extension's own nor ours, which a restore changes. `$1`: whether those that a crash empties count.
+///
+/// A value is hashed as PostgreSQL has it where equal bits are equal texts and the other way round, which is three times as
+/// fast as its text; all else is hashed as text. Enumerations have other bits in another database, and `1.0` and `1.00`
+/// the same hash.
 const TABLES: &str = "
-    SELECT format('%I.%I', nspname, relname),
-           (SELECT coalesce(string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum), '')
-            FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped)
+    SELECT format('%I.%I', nspname, relname) AS name, coalesce(columns, '') AS columns, coalesce(hashed, '') AS hashed
     FROM pg_class c JOIN pg_namespace n ON n.oid = relnamespace
+    LEFT JOIN LATERAL (
+        SELECT string_agg(format('%I %s', attname, format_type(atttypid, atttypmod)), ', ' ORDER BY attnum) AS columns,
+               string_agg(CASE
+                   WHEN atttypid IN ('bool'::regtype, 'int2'::regtype, 'int4'::regtype, 'int8'::regtype, 'oid'::regtype,
+                        'uuid'::regtype, 'bytea'::regtype, 'date'::regtype, 'timestamp'::regtype,
+                        'timestamptz'::regtype) THEN format('tfdev_row.%I', attname)
+                   ELSE format('tfdev_row.%I::text COLLATE \"C\"', attname) END, ', ' ORDER BY attnum) AS hashed
+        FROM pg_attribute WHERE attrelid = c.oid AND attnum > 0 AND NOT attisdropped) a ON true
     WHERE relkind = 'r' AND (relpersistence = 'p' OR $1 AND relpersistence = 'u')
       AND nspname NOT IN ('information_schema', 'tfdev') AND nspname !~ '^pg_'
       AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND deptype = 'e')
@@ -98,22 +107,28 @@ async fn databases(connection: &mut PgConnection) -> Result<Vec<String>> {
     sqlx::query_scalar(question).fetch_all(connection).await.or_failed(|| "cannot list the databases")
 }
 
-async fn tables(connection: &mut PgConnection, unlogged: bool) -> Result<Vec<(String, String)>> {
-    let what = || "cannot list the tables";
-    let rows = sqlx::query(TABLES).bind(unlogged).fetch_all(connection).await.or_failed(what)?;
-    rows.iter().map(|row| Ok((row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?))).collect()
+/// A table that is to be read.
+#[derive(Debug)]
+pub(super) struct Listed {
+    name: String,
+    columns: String,
+    /// What is hashed of a row, as expressions.
+    hashed: String,
+}
+
+async fn tables(connection: &mut PgConnection, unlogged: bool) -> Result<Vec<Listed>> {
+    let rows: Vec<(String, String, String)> =
+        sqlx::query_as(TABLES).bind(unlogged).fetch_all(connection).await.or_failed(|| "cannot list the tables")?;
+    Ok(rows.into_iter().map(|(name, columns, hashed)| Listed { name, columns, hashed }).collect())
 }
 
 /// Reads the tables of the session's database, within its transaction.
-pub(super) async fn read_in(
-    connection: &mut PgConnection,
-    listed: &[(String, String)],
-) -> Result<BTreeMap<String, Table>> {
+pub(super) async fn read_in(connection: &mut PgConnection, listed: &[Listed]) -> Result<BTreeMap<String, Table>> {
     let mut found = BTreeMap::new();
-    for (name, columns) in listed {
+    for Listed { name, columns, hashed } in listed {
         let what = || format!("cannot read the table {name}");
         let question = format!(
-            "SELECT count(*), coalesce(sum(hashtextextended((tfdev_row.*)::text, 0)), 0)::text FROM ONLY {name} tfdev_row"
+            "SELECT count(*), coalesce(sum(hash_record_extended(ROW({hashed}), 0)), 0)::text FROM ONLY {name} tfdev_row"
         );
         let row = sqlx::raw_sql(AssertSqlSafe(question)).fetch_one(&mut *connection).await.or_failed(what)?;
         let (rows, hash) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
@@ -176,14 +191,20 @@ impl Exported {
     }
 }
 
-/// A named point in the log, and what all tables held there if that could be told.
-#[derive(Debug)]
+/// A named point in the log, and what all tables hold there if that can be told.
 pub(super) struct Point {
     pub(super) lsn: Lsn,
-    pub(super) fingerprint: Result<Fingerprint>,
+    frozen: Result<Frozen>,
 }
 
-/// Sets the point `name` and reads what all tables hold there.
+impl Point {
+    /// Reads what all tables held there.
+    pub(super) async fn read(self) -> Result<Fingerprint> {
+        self.frozen?.read().await
+    }
+}
+
+/// Sets the point `name`, and holds on to what all tables hold there.
 pub(super) async fn at_point(admin: &Login, name: &str, limit: Duration) -> Result<Point> {
     let mut main = open(admin, limit).await?;
     let mut refused = None;
@@ -192,14 +213,14 @@ pub(super) async fn at_point(admin: &Login, name: &str, limit: Duration) -> Resu
             Ok(frozen) => {
                 let lsn = create_point(&mut main, name).await?;
                 crate::provision::close(main).await;
-                return Ok(Point { lsn, fingerprint: frozen.read().await });
+                return Ok(Point { lsn, frozen: Ok(frozen.release().await) });
             }
             Err(error) => refused = Some(error),
         }
     }
     let lsn = create_point(&mut main, name).await?;
     crate::provision::close(main).await;
-    Ok(Point { lsn, fingerprint: Err(refused.unwrap_or_else(|| Error::failed("no attempt was made"))) })
+    Ok(Point { lsn, frozen: Err(refused.unwrap_or_else(|| Error::failed("no attempt was made"))) })
 }
 
 /// Sets a named point in the log, and closes the segment that it is in.
@@ -220,7 +241,7 @@ struct Frozen {
 struct Reader {
     database: String,
     connection: PgConnection,
-    tables: Vec<(String, String)>,
+    tables: Vec<Listed>,
 }
 
 impl Frozen {
@@ -236,7 +257,7 @@ impl Frozen {
         }
         for (database, mut locker, connection) in sessions {
             let listed = tables(&mut locker, false).await?;
-            let names: Vec<&str> = listed.iter().map(|(name, _)| name.as_str()).collect();
+            let names: Vec<&str> = listed.iter().map(|one| one.name.as_str()).collect();
             if !names.is_empty() {
                 let lock = format!(
                     "SET lock_timeout = '{LOCK_LIMIT}'; BEGIN; LOCK TABLE ONLY {} IN SHARE MODE",
@@ -254,12 +275,16 @@ impl Frozen {
         Ok(frozen)
     }
 
-    /// Lets writers go on, and reads.
-    async fn read(self) -> Result<Fingerprint> {
-        for locker in self.lockers {
+    /// Lets writers go on.
+    async fn release(mut self) -> Self {
+        for locker in self.lockers.drain(..) {
             // Its end is what counts; the locks go with the session.
             crate::provision::close(locker).await;
         }
+        self
+    }
+
+    async fn read(self) -> Result<Fingerprint> {
         let mut found = Fingerprint::new();
         for Reader { database, mut connection, tables } in self.readers {
             let read = read_in(&mut connection, &tables).await;

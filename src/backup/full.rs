@@ -3,12 +3,13 @@
 //! What must hold: the programs are the server's own, run beside it, so their version is the server's; what they write
 //! goes straight into the store; every exit status counts; and the manifest is written last.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use sqlx::{PgConnection, Row};
 
-use super::catalogue::{FORMAT, Kind, Manifest, Payload, Physical, Source};
+use super::catalogue::{FORMAT, Kind, Manifest, Payload, Source};
 use super::codec;
 use super::fingerprint::{self, Fingerprint};
 use super::plan::{Plan, Target};
@@ -33,6 +34,14 @@ pub(super) async fn timeline(connection: &mut PgConnection) -> Result<u32> {
     let row = sqlx::raw_sql("SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)").fetch_one(connection).await;
     let text: String = row.and_then(|row| row.try_get(0)).or_failed(what)?;
     u32::from_str_radix(&text, 16).or_failed(what)
+}
+
+/// Whether the copy of that name is complete, but for the server's wait until its end is archived.
+async fn is_ending(connection: &mut PgConnection, id: &str) -> Result<bool> {
+    let question = "SELECT EXISTS (SELECT FROM pg_stat_progress_basebackup JOIN pg_stat_activity USING (pid) \
+                    WHERE application_name = $1 AND phase = 'waiting for wal archiving to finish')";
+    let asked = sqlx::query_scalar(question).bind(id).fetch_one(connection).await;
+    asked.or_failed(|| "cannot ask the server how far its copy is")
 }
 
 /// What all manifests have, before the contents are known.
@@ -152,7 +161,10 @@ impl Backups<'_> {
         let mut connection = self.session().await?;
         let question = "SELECT current_setting('archive_mode'), current_setting('archive_command'), \
                         (SELECT last_failed_wal FROM pg_stat_archiver \
-                         WHERE last_failed_time > coalesce(last_archived_time, '-infinity'))";
+                         WHERE last_failed_time > coalesce(last_archived_time, '-infinity')), \
+                        (SELECT min(split_part(name, '.', 1)) FROM pg_ls_archive_statusdir() \
+                         WHERE name ~ '[.]ready$' AND modification < now() - interval '20 s' AND now() - interval '20 s' > \
+                         (SELECT coalesce(last_archived_time, '-infinity') FROM pg_stat_archiver))";
         let row = sqlx::raw_sql(question).fetch_one(&mut connection).await.or_failed(what)?;
         crate::provision::close(connection).await;
         let (mode, command): (String, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
@@ -165,7 +177,10 @@ impl Backups<'_> {
                 error.hint("`tfdev up` restarts it with the archive on; its data stays")
             });
         }
-        if let Some(failed) = row.try_get::<Option<String>, _>(2).or_failed(what)? {
+        // PostgreSQL counts no failure if its command is ended by a signal, or with a status above 125; then nothing is
+        // archived, and that is all there is to see.
+        let failed: Option<String> = row.try_get(2).or_failed(what)?;
+        if let Some(failed) = failed.or(row.try_get(3).or_failed(what)?) {
             return Err(Error::failed(format!("the server cannot archive the segment {failed} of its log"))
                 .hint("`tfdev logs` shows why; most of all look for room on the disk"));
         }
@@ -178,15 +193,18 @@ impl Backups<'_> {
         let mut connection = self.session().await?;
         let draft = self.draft(Kind::Physical, &mut connection).await?;
         self.events.started("Making a physical backup");
+        let application = format!("application_name={}", draft.id);
         let command = [
             "pg_basebackup",
             "--pgdata=-",
             "--format=tar",
             "--wal-method=none",
             "--checkpoint=fast",
-            "--manifest-checksums=SHA256",
+            base::MANIFEST_CHECKSUMS,
             "--no-estimate-size",
             "--no-password",
+            "--dbname",
+            &application,
             "--username",
             SUPERUSER,
             "--label",
@@ -196,16 +214,26 @@ impl Backups<'_> {
         fault::point("backup.physical.begun").await;
         let told = Told::new(self.events);
         let key = draft.key();
-        let uploaded =
-            codec::upload(&self.store, &self.folder, &key, program, "copy the server", Box::new(base::inspect), told);
-        let (payload, physical) = uploaded.await?;
         let name = format!("{POINT}{}", draft.id);
-        let (physical, fingerprint, reason) = self.point(&name, physical).await?;
-        let point = physical.point.as_ref().map_or(physical.stop, |(_, lsn)| *lsn);
-        self.ship_until(&mut connection, physical.timeline, point).await?;
+        let end = Cell::new(None);
+        let copying = async {
+            let look = Box::new(base::inspect);
+            let copied = codec::upload(&self.store, &self.folder, &key, program, "copy the server", look, told).await;
+            end.set(Some(copied.is_ok()));
+            copied
+        };
+        let (copied, told) = tokio::join!(copying, self.behind(&draft.id, &name, &mut connection, &end));
+        let (payload, mut physical) = copied?;
+        let mut point = told?;
+        if point.1 < physical.stop {
+            // The server says that it waits a moment before it writes the end of the copy.
+            point = self.behind(&draft.id, &format!("{name}-again"), &mut connection, &end).await?;
+        }
+        let (name, lsn, read) = point;
+        physical.point = Some((name, lsn));
+        let (fingerprint, no_fingerprint) = self.told(read);
         crate::provision::close(connection).await;
-        let manifest =
-            Manifest { physical: Some(physical), fingerprint, no_fingerprint: reason, ..draft.manifest(payload) };
+        let manifest = Manifest { physical: Some(physical), fingerprint, no_fingerprint, ..draft.manifest(payload) };
         self.check_log(&manifest).await?;
         self.publish(&manifest).await?;
         self.forget_gap().await?;
@@ -213,21 +241,41 @@ impl Backups<'_> {
         Ok(manifest)
     }
 
-    /// Takes the fingerprint at a point behind the backup.
-    async fn point(
+    /// Sets the point `name` behind the end of the copy `id`, brings the log up to it into the store, and reads what all
+    /// tables hold there. `end` tells whether the copy succeeded, once it is over. Returns the point as well.
+    async fn behind(
         &self,
+        id: &str,
         name: &str,
-        mut physical: Physical,
-    ) -> Result<(Physical, Option<Fingerprint>, Option<String>)> {
+        connection: &mut PgConnection,
+        end: &Cell<Option<bool>>,
+    ) -> Result<(String, Lsn, Result<Fingerprint>)> {
+        // The server ends the copy in its log, and then looks only once a second whether that was archived: time enough
+        // for the fingerprint.
+        while end.get().is_none() && !is_ending(connection, id).await? {
+            tokio::time::sleep(LOOK).await;
+        }
+        if end.get() == Some(false) {
+            return Err(Error::failed("the server was not copied"));
+        }
+        let timeline = timeline(connection).await?;
         let point = fingerprint::at_point(&self.running.server.admin_login(), name, self.limit).await?;
-        physical.point = Some((name.to_owned(), point.lsn));
-        match point.fingerprint {
-            Ok(fingerprint) => Ok((physical, Some(fingerprint), None)),
+        let lsn = point.lsn;
+        // Both take their time, and neither needs the other.
+        let (shipped, read) = tokio::join!(self.ship_until(connection, timeline, lsn), point.read());
+        shipped?;
+        Ok((name.to_owned(), lsn, read))
+    }
+
+    /// The fingerprint, or why there is none, which people are told.
+    fn told(&self, read: Result<Fingerprint>) -> (Option<Fingerprint>, Option<String>) {
+        match read {
+            Ok(fingerprint) => (Some(fingerprint), None),
             Err(error) => {
                 let why = words(&error);
                 self.events
                     .warning(format!("the backup has no fingerprint, so a restore of it cannot be compared: {why}"));
-                Ok((physical, None, Some(why)))
+                (None, Some(why))
             }
         }
     }

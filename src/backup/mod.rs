@@ -20,8 +20,8 @@
 //!
 //! - [`position`], [`plan`] and [`retention`] are pure data; [`store`], `codec` and `s3` are the way to the objects.
 //! - `base`, `logical` and [`wal`] make backups, [`fingerprint`] says what was in them.
-//! - [`restore`] and [`verify`] take them back; [`agent`] does all of it by the clock, and [`mod@unit`] makes it a service;
-//!   [`status`] says how things are.
+//! - [`restore`] takes them back, with `folder` and `replay`, and [`verify`] proves that; [`agent`] does all of it by the
+//!   clock, and [`mod@unit`] makes it a service; [`status`] says how things are.
 //!
 //! What must hold: a backup counts only when its manifest is there; whatever is killed leaves at most objects that do not
 //! count; one process at a time works on the backups of an instance; and no good backup is removed for a bad one.
@@ -36,6 +36,7 @@ mod full;
 mod logical;
 pub mod plan;
 pub mod position;
+mod replay;
 pub mod restore;
 pub mod retention;
 #[cfg(test)]

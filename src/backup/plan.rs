@@ -51,6 +51,39 @@ pub struct Plan {
     pub timeline: u32,
     /// The files of the log, each with its name.
     pub log: Vec<(String, LogFile)>,
+    /// Where the log ends because a part of it is missing. Whether the time that is wanted is before that, only recovery can
+    /// tell; every other target behind it is refused.
+    pub gap: Option<Gap>,
+}
+
+/// A part of the log that is missing in the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// The first segment that is not there.
+    pub first: Segment,
+    /// From when on every second can be recovered again: the end of the first base that was begun behind it.
+    pub until: Option<Timestamp>,
+}
+
+impl Gap {
+    fn at(first: Segment, bases: &[(&Backup, &Physical)]) -> Self {
+        let begins = first.end();
+        let next = bases.iter().find(|(_, physical)| physical.start >= begins);
+        Self { first, until: next.map(|(backup, _)| backup.manifest.finished) }
+    }
+
+    /// Why nothing behind it can be recovered from what is before it, with what can be.
+    pub fn refused(&self) -> Error {
+        let first = self.first;
+        let before = Lsn(first.number * SEGMENT_BYTES);
+        let behind = self.until.map_or_else(String::new, |until| format!(", and from {until} on"));
+        let message = format!(
+            "the segment {first} of the log is missing in the store, which has it up to the position {before}{behind}"
+        );
+        Error::new(ErrorKind::Refused, message).hint(format!(
+            "what is before it can be recovered: `--to-lsn {before}`, or an earlier time; or a backup that was made later"
+        ))
+    }
 }
 
 /// The part of the log that can be recovered.
@@ -80,8 +113,15 @@ impl Plan {
         let (base, stop, end) = choose(catalogue, &bases, target)?;
         let physical = base.manifest.physical.as_ref().expect("only physical ones were looked at");
         let timeline = if leads_to(catalogue, physical, timeline) { timeline } else { physical.timeline };
-        let log = files(catalogue, physical, timeline, end)?;
-        Ok(Self { base: base.clone(), stop, timeline, log })
+        let (log, missing) = files(catalogue, physical, timeline, end)?;
+        let gap = missing.map(|first| Gap::at(first, &bases));
+        match gap {
+            // A base is no base before its own end.
+            Some(gap) if !matches!(stop, Stop::Time(_)) || gap.first <= Segment::before(timeline, physical.stop) => {
+                Err(gap.refused())
+            }
+            gap => Ok(Self { base: base.clone(), stop, timeline, log, gap }),
+        }
     }
 
     /// How many bytes of the log there are, as PostgreSQL has them.
@@ -189,8 +229,11 @@ fn leads_to(catalogue: &Catalogue, base: &Physical, timeline: u32) -> bool {
         })
 }
 
+/// The files of the log, each with its name, and the first segment that is missing, before which they end.
+type Files = (Vec<(String, LogFile)>, Option<Segment>);
+
 /// The files of the log from the base's begin to `end`, or to the last one.
-fn files(catalogue: &Catalogue, base: &Physical, timeline: u32, end: Option<Lsn>) -> Result<Vec<(String, LogFile)>> {
+fn files(catalogue: &Catalogue, base: &Physical, timeline: u32, end: Option<Lsn>) -> Result<Files> {
     let log = &catalogue.log;
     let history = log.histories.get(&timeline);
     // Each timeline on the way, newest first, with the segment in which it begins.
@@ -232,18 +275,8 @@ fn files(catalogue: &Catalogue, base: &Physical, timeline: u32, end: Option<Lsn>
                 .hint("two servers wrote to one place; make a new backup with `tfdev backup now --only physical`"));
             }
             None if number > needed && end.is_some() => break,
-            None => {
-                let missing = Segment { timeline, number };
-                let before = Lsn(number * SEGMENT_BYTES);
-                return Err(Error::new(
-                    ErrorKind::Refused,
-                    format!("the segment {missing} of the log is missing in the store"),
-                )
-                .hint(format!(
-                    "what is before it can be recovered: `--to-lsn {before}`, or a backup that was made later"
-                )));
-            }
+            None => return Ok((files, Some(Segment { timeline, number }))),
         }
     }
-    Ok(files)
+    Ok((files, None))
 }

@@ -3,13 +3,12 @@
 //! A physical restore brings the base and every file of the log that is needed into a new data folder before any server
 //! runs on it: so the server needs no way to the store, its `restore_command` finds nothing and says so, and what is
 //! missing or damaged is known before recovery begins. Recovery runs with what the source's control file asks for, until
-//! the target, and promotes; then the server gets its ordinary settings, this machine's passwords and an identity of its
-//! own.
+//! the target, and promotes (`replay`); then the server gets its ordinary settings, this machine's passwords and an
+//! identity of its own.
 //!
 //! What must hold: nothing that is there is written over; what a kill left of a restore goes with the next one into the
 //! same name, and nothing else does; and an instance is handed out only when it was promoted and takes writes.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -22,6 +21,7 @@ use super::codec;
 use super::folder::Folder;
 use super::plan::{Plan, Stop, Target};
 use super::position::Lsn;
+use super::replay::{New, is_ended_early};
 use super::store::Store;
 use crate::config::{EngineChoice, PortChoice, Setting, Settings};
 use crate::engine::{self, DataSource, Engine, EngineKind, StartRequest, State};
@@ -29,12 +29,10 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::fault;
 use crate::instance::{Instance, InstanceLock, InstanceRecord};
-use crate::pg::{self, LoginError, NotReady, quote};
 use crate::profile::{self, DataPlacement};
-use crate::provision;
 use crate::server::{Running, Server};
 use crate::snapshot::{ImportOptions, Snapshots};
-use crate::spec::{POSTGRES_MAJOR, SUPERUSER, ServerSpec};
+use crate::spec::POSTGRES_MAJOR;
 use crate::up;
 
 /// How many pieces of the base wait for being unpacked.
@@ -42,9 +40,6 @@ const WAITING_PIECES: usize = 32;
 
 /// How many files of the log are read ahead, of 16 MB each.
 const WAITING_FILES: usize = 2;
-
-/// What PostgreSQL says if the log ends before the target.
-const ENDED_EARLY: &str = "recovery ended before configured recovery target was reached";
 
 /// What to restore, and as what.
 #[derive(Debug, Clone)]
@@ -74,6 +69,8 @@ pub struct Restored {
     pub url: String,
     /// The port.
     pub port: u16,
+    /// How long it took until all of the data was there, in milliseconds; the rest is the server's recovery.
+    pub brought_ms: u64,
     /// How long it took until the server answered, in milliseconds.
     pub elapsed_ms: u64,
 }
@@ -216,16 +213,6 @@ struct Work<'a> {
     begin: Instant,
 }
 
-/// What a new instance is made with.
-struct New {
-    settings: Settings,
-    instance: Instance,
-    engine: Box<dyn Engine>,
-    record: InstanceRecord,
-    request: StartRequest,
-    source_id: String,
-}
-
 impl Work<'_> {
     async fn physical(&self, settings: &Settings, plan: &Plan) -> Result<Restored> {
         let manifest = &plan.base.manifest;
@@ -303,13 +290,15 @@ impl Work<'_> {
         let stop = new.recovery(&plan.stop, timeline(), &physical.settings);
         self.fill(new, &stop, plan).await?;
         fault::point("backup.restore.filled").await;
-        self.events.finished(
-            format!("Brought `{}` and {} files of the log", manifest.id, plan.log.len()),
-            self.begin.elapsed(),
-        );
+        let brought = self.begin.elapsed();
+        self.events.finished(format!("Brought `{}` and {} files of the log", manifest.id, plan.log.len()), brought);
         self.events.started("Recovering");
         let recovering = Instant::now();
         let server = match new.replay(&stop).await {
+            // The time that is wanted is behind what is missing.
+            Err(error) if is_ended_early(&error) && plan.gap.is_some() => {
+                return Err(plan.gap.map_or(error, |gap| gap.refused()));
+            }
             Err(error) if is_ended_early(&error) && matches!(plan.stop, Stop::Time(_) | Stop::Lsn(_)) => {
                 // All that there is was committed before the target: then the end of the log is the target's state.
                 let end = new.recovery(&Stop::End, timeline(), &physical.settings);
@@ -317,7 +306,7 @@ impl Work<'_> {
             }
             replayed => replayed?,
         };
-        let (lsn, last_commit) = new.take_over(&server).await?;
+        let end = new.take_over(&server).await?;
         fault::point("backup.restore.promoted").await;
         new.engine.stop().await?;
         let server =
@@ -328,19 +317,27 @@ impl Work<'_> {
         new.record.image_id = Some(new.source_id.clone());
         new.record.write(&new.instance)?;
         self.events.finished("Recovered and promoted", recovering.elapsed());
-        Ok(self.report(manifest, &server, lsn, last_commit))
+        Ok(self.report(manifest, &server, brought, end))
     }
 
-    fn report(&self, manifest: &Manifest, server: &Server, lsn: Option<Lsn>, commit: Option<Timestamp>) -> Restored {
+    fn report(
+        &self,
+        manifest: &Manifest,
+        server: &Server,
+        brought: Duration,
+        (lsn, last_commit): (Option<Lsn>, Option<Timestamp>),
+    ) -> Restored {
+        let milliseconds = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Restored {
             instance: self.wanted.instance.to_owned(),
             backup: manifest.id.clone(),
             kind: manifest.kind,
             lsn,
-            last_commit: commit,
+            last_commit,
             url: server.url(),
             port: server.endpoint.port,
-            elapsed_ms: u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            brought_ms: milliseconds(brought),
+            elapsed_ms: milliseconds(self.begin.elapsed()),
         }
     }
 
@@ -427,6 +424,7 @@ impl Work<'_> {
     }
 
     async fn import(&self, own: &Settings, manifest: &Manifest, path: &std::path::Path) -> Result<Restored> {
+        let brought = self.begin.elapsed();
         up::up(own, self.events).await?;
         let running = Running::find(own, self.events).await?;
         let snapshots = Snapshots::of(&running, own, self.events)?;
@@ -440,7 +438,7 @@ impl Work<'_> {
         record.throw_away = self.wanted.throw_away;
         record.seed = None;
         record.write(&running.instance)?;
-        Ok(self.report(manifest, &running.server, None, Some(manifest.created)))
+        Ok(self.report(manifest, &running.server, brought, (None, Some(manifest.created))))
     }
 }
 
@@ -451,90 +449,4 @@ fn check_version(manifest: &Manifest) -> Result<()> {
     let message =
         format!("the backup `{}` is of PostgreSQL {}, and tfdev runs {POSTGRES_MAJOR}", manifest.id, manifest.postgres);
     Err(Error::new(ErrorKind::Refused, message))
-}
-
-fn is_ended_early(error: &Error) -> bool {
-    error.to_string().contains(ENDED_EARLY) || error.causes().iter().any(|cause| cause.contains(ENDED_EARLY))
-}
-
-impl New {
-    /// What the server is started with to recover.
-    fn recovery(&self, stop: &Stop, timeline: String, at_least: &BTreeMap<String, u32>) -> StartRequest {
-        let mut request = self.request.clone();
-        let spec: &mut ServerSpec = &mut request.spec;
-        for (name, least) in at_least {
-            let own = spec.settings.get(name).and_then(|value| value.parse::<u32>().ok());
-            // What the profile does not say is PostgreSQL's default, which the source may have had or not.
-            if own.is_none_or(|own| own < *least) {
-                spec.settings.insert(name.clone(), least.to_string());
-            }
-        }
-        let (name, value) = match stop {
-            Stop::End => ("recovery_target", String::new()),
-            Stop::Time(time) => ("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()),
-            Stop::Lsn(lsn) => ("recovery_target_lsn", lsn.to_string()),
-            Stop::Name(name) => ("recovery_target_name", name.clone()),
-        };
-        let inclusive = if matches!(stop, Stop::Lsn(_)) { "off" } else { "on" };
-        let settings = [
-            (name, value),
-            ("recovery_target_inclusive", inclusive.to_owned()),
-            ("recovery_target_timeline", timeline),
-            ("recovery_target_action", "promote".to_owned()),
-            // All of the log is in the data folder already.
-            ("restore_command", "false".to_owned()),
-            ("archive_mode", "off".to_owned()),
-            ("hot_standby", "off".to_owned()),
-        ];
-        spec.settings.extend(settings.map(|(name, value)| (name.to_owned(), value)));
-        request
-    }
-
-    /// Starts the server and waits until it has recovered. It takes its own passwords only.
-    async fn replay(&self, request: &StartRequest) -> Result<Server> {
-        let (settings, engine) = (&self.settings, self.engine.as_ref());
-        let started = engine.start(request).await?;
-        let root_cert = request.certificate.as_ref().map(|certificate| certificate.root_cert.clone());
-        let server = engine.server(settings, started.endpoint, root_cert, &Events::none()).await?;
-        let login = server.admin_login();
-        let step = Duration::from_secs(settings.timeout_seconds.value);
-        loop {
-            match pg::wait_ready(&login, Instant::now() + step, || engine.check_alive()).await {
-                // The first to answer has the passwords of the source.
-                Err(NotReady::Answered(LoginError::WrongPassword(_))) => return Ok(server),
-                Ok(connection) => {
-                    provision::close(connection).await;
-                    return Ok(server);
-                }
-                // As long as it replays the log, it is waited for.
-                Err(NotReady::TimedOut(LoginError::StartingUp(_))) => {}
-                Err(error) => return Err(error.into_error(&login)),
-            }
-        }
-    }
-
-    /// Gives the promoted server this instance's identity and password, over its own socket. Returns where recovery ended,
-    /// and when the last transaction was committed that is in it.
-    async fn take_over(&self, server: &Server) -> Result<(Option<Lsn>, Option<Timestamp>)> {
-        let psql = ["psql", "-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", SUPERUSER];
-        let script = format!(
-            "SELECT pg_last_wal_replay_lsn();\n\
-             SELECT (extract(epoch FROM pg_last_xact_replay_timestamp()) * 1000)::bigint;\n\
-             SET log_statement = 'none';\n\
-             BEGIN; DELETE FROM tfdev.instance;\n\
-             INSERT INTO tfdev.instance (id, project, instance, system_identifier) SELECT {}, {}, {}, system_identifier \
-             FROM pg_control_system(); COMMIT;\n{}",
-            quote::literal(&self.request.id.to_string())?,
-            quote::literal(&self.instance.project)?,
-            quote::literal(&self.instance.name)?,
-            provision::superuser_password_script(&server.admin.password, self.request.spec.stored)?,
-        );
-        let output =
-            self.engine.run(&psql, script.as_bytes()).await?.checked("make the restored server this instance's own")?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut lines = text.lines();
-        let lsn = lines.next().and_then(|line| line.parse().ok());
-        let commit = lines.next().and_then(|line| line.parse().ok());
-        Ok((lsn, commit.and_then(|milliseconds| Timestamp::from_millisecond(milliseconds).ok())))
-    }
 }

@@ -52,12 +52,14 @@ pub struct State {
     pub full: Option<Trouble>,
     /// Why a backup was not proven.
     pub verify: Option<Trouble>,
-    /// The log is not whole: PostgreSQL had no room to keep it. A new physical backup mends that.
+    /// The log is not whole: PostgreSQL had no room to keep it, or its archive was off. A new physical backup mends that.
     pub gap: Option<Trouble>,
     /// When the agent was last at work.
     pub agent_at: Option<Timestamp>,
     /// When full backups of all kinds were last tried.
     pub tried_full: Option<Timestamp>,
+    /// When the agent last looked whether the store has all of the log.
+    pub looked: Option<Timestamp>,
     /// Backups that the agent has made and not proven yet.
     pub unproven: Vec<String>,
     /// When that was last tried.

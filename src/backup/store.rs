@@ -4,15 +4,17 @@
 //! folder, or acknowledged by the bucket with its checksum; and an object that is not there is told apart from a store
 //! that does not answer.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, try_unfold};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, WriteMultipart};
+use object_store::{GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, WriteMultipart};
 
 use crate::config::{Setting, Settings};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -22,6 +24,9 @@ const PART_BYTES: usize = 8 << 20;
 
 /// How many parts are on their way at once.
 const PARTS_AT_ONCE: usize = 4;
+
+/// How much of a file is read at once, in bytes.
+const FILE_PIECE: usize = 512 * 1024;
 
 /// A place for backups.
 #[derive(Debug, Clone)]
@@ -106,9 +111,7 @@ impl Store {
         let text = error.to_string();
         let is_login =
             matches!(error, object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. })
-                || ["ExpiredToken", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AccessDenied"]
-                    .iter()
-                    .any(|sign| text.contains(sign));
+                || ["ExpiredToken", "401 Unauthorized", "403 Forbidden"].iter().any(|sign| text.contains(sign));
         let told = Error::failed(message).caused_by(error);
         if is_login {
             return told.hint(match &self.folder {
@@ -117,6 +120,9 @@ impl Store {
                          `AWS_SECRET_ACCESS_KEY` and `AWS_SESSION_TOKEN`"
                     .to_owned(),
             });
+        }
+        if let Some(folder) = self.folder.as_ref().filter(|_| text.contains("No space left")) {
+            return told.hint(format!("make room for `{}`; nothing is lost meanwhile", folder.display()));
         }
         if text.contains("NoSuchBucket") {
             return told.hint("make the bucket first; tfdev does not");
@@ -149,7 +155,29 @@ impl Store {
             got => got.map_err(|error| self.failed("read", key, error))?,
         };
         let (store, key) = (self.clone(), key.to_owned());
+        let got = match got.payload {
+            // By itself object_store hands over 8 KB at once, each read by another thread.
+            GetResultPayload::File(file, _) => return Ok(store.pieces(key, file)),
+            payload @ GetResultPayload::Stream(_) => GetResult { payload, ..got },
+        };
         Ok(got.into_stream().map_err(move |error| store.failed("read", &key, error)).boxed())
+    }
+
+    /// The file of an object, piece by piece.
+    fn pieces(self, key: String, file: File) -> BoxStream<'static, Result<Bytes>> {
+        let read = move |mut file: File| {
+            let (store, key) = (self.clone(), key.clone());
+            async move {
+                let what = || format!("cannot read `{key}` in the backup store {}", store.place);
+                let reading = tokio::task::spawn_blocking(move || {
+                    let mut piece = Vec::with_capacity(FILE_PIECE);
+                    file.by_ref().take(FILE_PIECE as u64).read_to_end(&mut piece).map(|_| (piece, file))
+                });
+                let (piece, file) = reading.await.or_failed(what)?.or_failed(what)?;
+                Ok(if piece.is_empty() { None } else { Some((Bytes::from(piece), file)) })
+            }
+        };
+        try_unfold(file, read).boxed()
     }
 
     /// The size of an object; `None` if there is none.

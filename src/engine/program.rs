@@ -17,8 +17,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::ProgramOutput;
 use crate::error::{Context, Error, Result};
 
-/// How much output of a program of this machine is taken at once, in bytes: what a pipe holds on Linux.
-const OUTPUT_CAPACITY: usize = 64 * 1024;
+/// How much output of a program of this machine is taken at once, in bytes.
+const OUTPUT_CAPACITY: usize = 256 * 1024;
+
+/// How much a pipe is to hold, in bytes. With Linux's own 64 KB the program and its reader wait for each other.
+#[cfg(target_os = "linux")]
+const PIPE_CAPACITY: usize = 1 << 20;
 
 /// How much of the standard error is kept, in bytes: the last lines say what went wrong.
 const KEPT_ERRORS: usize = 16 * 1024;
@@ -128,6 +132,9 @@ impl Program {
         };
         let stdout = child.stdout.take().expect("it was asked for");
         let stderr = child.stderr.take().expect("it was asked for");
+        // Where a user's pipes have taken all that they may, it stays as it is.
+        #[cfg(target_os = "linux")]
+        let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_CAPACITY);
         let doing = action.clone();
         let pieces = select(
             bytes_of(stdout).map(|bytes| bytes.map(Piece::Output)),

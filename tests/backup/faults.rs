@@ -152,7 +152,7 @@ fn what_is_damaged_or_missing_is_found_and_told() {
         std::fs::write(&manifest, &text).unwrap();
 
         // Another server has written the segment that comes next.
-        let next = one(&side.superuser(), "SELECT pg_walfile_name(pg_current_wal_lsn())");
+        let next = one(&side.superuser(), "SELECT pg_walfile_name(pg_current_wal_insert_lsn())");
         let foreign = middle.with_file_name(format!("{next}-{}.zst", "0".repeat(64)));
         std::fs::write(&foreign, "x").unwrap();
         side.add(5..=5);

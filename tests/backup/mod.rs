@@ -7,11 +7,13 @@
 mod cycle;
 mod external;
 mod faults;
+mod log;
 mod month;
 mod recovery;
 mod retention;
 #[cfg(unix)]
 mod s3;
+mod store;
 
 use std::path::{Path, PathBuf};
 

@@ -92,6 +92,8 @@ enum Mode {
     Cut(u32),
     /// Says that it has written what it has not.
     Lie,
+    /// Says that who asks was let in for some time only, which is over.
+    Expired,
     /// Takes its time.
     Slow,
     /// Nobody is there.
@@ -178,6 +180,15 @@ impl Proxy {
             Mode::Lie if is_write => {
                 client.write_all(b"HTTP/1.1 200 OK\r\netag: \"0\"\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
             }
+            Mode::Expired => {
+                let text = "<?xml version=\"1.0\"?><Error><Code>ExpiredToken</Code>\
+                            <Message>The provided token has expired.</Message></Error>";
+                let length = text.len();
+                write!(
+                    client,
+                    "HTTP/1.1 400 Bad Request\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{text}"
+                )
+            }
             _ => {
                 if mode == Mode::Slow {
                     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -196,13 +207,13 @@ fn backups_in_s3_come_through_all_that_networks_do() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         let bucket = Bucket::start(env);
         let proxy = Proxy::start(bucket.port);
-        let credentials = |secret: &str| {
+        let credentials = |key: &str, secret: &str| {
             let folder = env.path("home").join(".aws");
             std::fs::create_dir_all(&folder).unwrap();
-            let text = format!("[default]\naws_access_key_id = {KEY}\naws_secret_access_key = {secret}\n");
+            let text = format!("[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n");
             std::fs::write(folder.join("credentials"), text).unwrap();
         };
-        credentials(SECRET);
+        credentials(KEY, SECRET);
         let endpoint = format!("store = \"s3://bucket/a/b?endpoint=http://127.0.0.1:{}\"\n", proxy.port);
         // The server of the tests makes names of files out of those of objects, which must not be too long.
         let project = &env.id[env.id.len() - 6..];
@@ -236,14 +247,28 @@ fn backups_in_s3_come_through_all_that_networks_do() {
         proxy.set(Mode::Pass);
         side.ship();
 
-        credentials("wrong");
+        credentials(KEY, "wrong");
         side.backup(&["now", "--only", "logical"]).exits(1).says("AWS_SECRET_ACCESS_KEY");
         side.backup(&["list"]).exits(1);
-        credentials(SECRET);
+        credentials("UNKNOWNKEY", SECRET);
+        side.backup(&["list"]).exits(1).says("AWS_ACCESS_KEY_ID");
+        credentials(KEY, SECRET);
+
+        // They run out while the agent is at work: the log waits, and goes on when there are others.
+        side.add(6..=6);
+        one(&side.superuser(), "SELECT pg_switch_wal()");
+        until("the log in the spool", || (!side.spooled().is_empty()).then_some(()));
+        proxy.set(Mode::Expired);
+        side.backup(&["agent", "--once"]).exits(1).says("ExpiredToken").says("have expired");
+        assert!(!side.spooled().is_empty());
+        side.backup(&["restore", "--as", "other"]).exits(1).says("AWS_SESSION_TOKEN");
+        side.backup(&["now", "--only", "logical"]).exits(1);
+        proxy.set(Mode::Pass);
+        side.ship();
         let status = side.backup(&["status"]).exits(1).json();
         assert!(status["alarms"].to_string().contains("since"), "what failed last is told: {status}");
         side.backup(&["now", "--only", "logical"]).ok();
         assert_eq!(side.backup(&["status"]).ok().json()["alarms"], json!([]));
-        assert_prefix(side.restore(&[], "restored")["url"].as_str().unwrap(), 5);
+        assert_prefix(side.restore(&[], "restored")["url"].as_str().unwrap(), 6);
     });
 }

@@ -1,6 +1,7 @@
 //! What all tests share: a place of their own ([`TestEnv`]) on each engine ([`on_every_engine`]), Docker's command line
 //! ([`docker`]), processes ([`process`]), SQL ([`query`]), and waiting for a condition ([`until`]).
 
+pub(crate) mod disk;
 pub(crate) mod docker;
 mod engine;
 mod environment;

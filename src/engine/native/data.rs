@@ -4,7 +4,7 @@
 //! no two servers share a system identifier; and a folder without the instance's marker is never started or removed.
 
 use std::fs::{self, DirBuilder, File};
-use std::io::{self, BufReader};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Component, Path, PathBuf};
 
@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::account::Account;
 use super::place::Place;
 use super::settings_file;
+use crate::channel_reader::ChannelReader;
 use crate::engine::cluster::{self, Cluster, MARKER};
 use crate::engine::{DataSource, StartRequest};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -27,6 +28,9 @@ use crate::spec::{INITDB_ARGUMENTS, POSTGRES_MAJOR, SUPERUSER, hexadecimal};
 /// The locales to make a data folder with, the first one that this machine knows: text sorted by code point, as in the
 /// image, and upper and lower case of all letters with the first.
 const LOCALES: [&str; 2] = ["C.UTF-8", "C"];
+
+/// How many pieces of a data folder wait for being written, of some 256 KB each.
+const WAITING_PIECES: usize = 16;
 
 /// What is in the marker of a data folder.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -189,10 +193,13 @@ impl Maker {
     /// Unpacks the tar file that `source` hands over in pieces.
     fn unpack_from(&self, source: impl FnOnce(&mut dyn FnMut(Bytes) -> bool) -> Result<()> + Send) -> Result<()> {
         let what = || format!("cannot unpack a data folder to `{}`", self.place.partial().display());
-        let (reader, mut writer) = io::pipe().or_failed(what)?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(WAITING_PIECES);
         std::thread::scope(|scope| {
-            let source = scope.spawn(move || source(&mut |piece| io::Write::write_all(&mut writer, &piece).is_ok()));
-            let unpacked = self.unpack(reader).or_failed(what).map_err(|error| with_room_hint(error, &self.place.home));
+            let source = scope.spawn(move || source(&mut |piece| sender.blocking_send(piece).is_ok()));
+            let unpacked = self
+                .unpack(ChannelReader::new(receiver))
+                .or_failed(what)
+                .map_err(|error| with_room_hint(error, &self.place.home));
             let sent = source.join().unwrap_or_else(|_| Err(Error::failed("reading the data folder was cut off")));
             sent.and(unpacked)
         })
@@ -207,6 +214,7 @@ impl Maker {
         };
         folder(&root)?;
         let mut archive = tar::Archive::new(BufReader::with_capacity(1 << 18, source));
+        let mut buffer = vec![0; 1 << 18];
         for entry in archive.entries()? {
             let mut entry = entry?;
             let relative = entry.path()?.into_owned();
@@ -219,7 +227,14 @@ impl Maker {
                 continue;
             }
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(&path)?;
-            io::copy(&mut entry, &mut file)?;
+            // With its own buffer `io::copy` would write 8 KB at once.
+            loop {
+                let length = entry.read(&mut buffer)?;
+                if length == 0 {
+                    break;
+                }
+                file.write_all(&buffer[..length])?;
+            }
             self.account.give(&file)?;
         }
         Ok(())
@@ -237,7 +252,7 @@ impl Maker {
         let configuration = partial.join("postgresql.conf");
         let append = || {
             let mut file = File::options().append(true).open(&configuration)?;
-            io::Write::write_all(&mut file, settings_file::INCLUDE.as_bytes())
+            file.write_all(settings_file::INCLUDE.as_bytes())
         };
         append().or_failed(|| format!("cannot write `{}`", configuration.display()))?;
         self.keep(&partial, &password)?;
@@ -253,7 +268,7 @@ impl Maker {
                 _ => {}
             }
             let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-            io::Write::write_all(&mut file, text.as_bytes())?;
+            file.write_all(text.as_bytes())?;
             self.account.give(&file)
         };
         write().or_failed(|| format!("cannot write the file `{}`", path.display()))
