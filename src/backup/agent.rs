@@ -280,7 +280,7 @@ impl Backups<'_> {
         }
         for id in &catalogue.unfinished {
             if is_abandoned(id, super::now()) {
-                for file in ["dump.zst", "base.tar.zst", "verified.json"] {
+                for file in ["dump.zst", "dump.zst.age", "base.tar.zst", "base.tar.zst.age", "verified.json"] {
                     self.store.delete(&format!("{}/full/{id}/{file}", self.folder)).await?;
                 }
                 self.store.remove_partial(&format!("{}/full/{id}", self.folder));

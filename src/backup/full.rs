@@ -42,6 +42,8 @@ pub(super) struct Draft {
     created: Timestamp,
     postgres: String,
     source: Source,
+    /// What the names of objects end in.
+    extension: &'static str,
 }
 
 impl Draft {
@@ -51,7 +53,7 @@ impl Draft {
             Kind::Logical => "dump.zst",
             Kind::Physical => "base.tar.zst",
         };
-        format!("full/{}/{file}", self.id)
+        format!("full/{}/{file}{}", self.id, self.extension)
     }
 
     pub(super) fn manifest(self, payload: Payload) -> Manifest {
@@ -65,6 +67,7 @@ impl Draft {
             finished: super::now(),
             source: self.source,
             payload,
+            sealed: None,
             physical: None,
             logical: None,
             fingerprint: None,
@@ -96,6 +99,8 @@ impl Backups<'_> {
     async fn make_kinds(&self, only: Option<Kind>) -> Result<Vec<Summary>> {
         let mut made = Vec::new();
         let why_not = self.no_physical()?;
+        let there = self.store.list(&format!("{}/full", self.folder)).await?;
+        self.store.keys().check_no_clear_text(there.iter().map(|object| object.key.as_str()))?;
         if only != Some(Kind::Physical) {
             // Boxed: each is a long way, and callers are to stay small.
             made.push(Summary::of(&Box::pin(self.logical()).await?, None));
@@ -133,13 +138,15 @@ impl Backups<'_> {
         if self.store.get(&format!("{}/full/{id}/manifest.json", self.folder)).await?.is_some() {
             return Err(Error::new(ErrorKind::Conflict, format!("there is a backup `{id}` already")).hint("try again"));
         }
-        Ok(Draft { id, kind, created, postgres: format!("{}.{}", version / 10_000, version % 10_000), source })
+        let postgres = format!("{}.{}", version / 10_000, version % 10_000);
+        Ok(Draft { id, kind, created, postgres, source, extension: self.store.keys().extension() })
     }
 
     /// Writes the manifest, which makes the backup.
     pub(super) async fn publish(&self, manifest: &Manifest) -> Result<()> {
         fault::point("backup.full.stored").await;
-        let text = serde_json::to_vec_pretty(manifest).or_failed(|| "cannot write the manifest")?;
+        let closed = manifest.closed(self.store.keys())?;
+        let text = serde_json::to_vec_pretty(&closed).or_failed(|| "cannot write the manifest")?;
         self.store.put(&format!("{}/full/{}/manifest.json", self.folder, manifest.id), text.into()).await
     }
 
@@ -198,7 +205,7 @@ impl Backups<'_> {
         let key = draft.key();
         let uploaded =
             codec::upload(&self.store, &self.folder, &key, program, "copy the server", Box::new(base::inspect), told);
-        let (payload, physical) = uploaded.await?;
+        let (codec::Packed { payload, .. }, physical) = uploaded.await?;
         let name = format!("{POINT}{}", draft.id);
         let (physical, fingerprint, reason) = self.point(&name, physical).await?;
         let point = physical.point.as_ref().map_or(physical.stop, |(_, lsn)| *lsn);

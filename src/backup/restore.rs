@@ -23,6 +23,7 @@ use super::folder::Folder;
 use super::plan::{Plan, Stop, Target};
 use super::position::Lsn;
 use super::store::Store;
+use crate::channel_reader::ChannelReader;
 use crate::config::{EngineChoice, PortChoice, Setting, Settings};
 use crate::engine::{self, DataSource, Engine, EngineKind, StartRequest, State};
 use crate::error::{Context, Error, ErrorKind, Result};
@@ -230,6 +231,7 @@ impl Work<'_> {
     async fn physical(&self, settings: &Settings, plan: &Plan) -> Result<Restored> {
         let manifest = &plan.base.manifest;
         check_version(manifest)?;
+        manifest.check_open(self.store.keys())?;
         let own = settings_for(settings, self.wanted.instance, manifest);
         let instance = Instance::of(&own);
         let limit = Duration::from_secs(own.timeout_seconds.value);
@@ -347,10 +349,11 @@ impl Work<'_> {
     /// Makes the data folder out of the base and the log.
     async fn fill(&self, new: &New, request: &StartRequest, plan: &Plan) -> Result<()> {
         let payload = &plan.base.manifest.payload;
+        let keys = self.store.keys().clone();
         let (base_sender, base_receiver) = mpsc::channel(WAITING_PIECES);
         let (log_sender, log_receiver) = mpsc::channel(WAITING_FILES);
         let contents =
-            Folder { base: base_receiver, payload: payload.clone(), log: log_receiver, files: plan.log.len() };
+            Folder { base: base_receiver, payload: payload.clone(), keys, log: log_receiver, files: plan.log.len() };
         let source: DataSource = Box::new(move |marker, send| contents.write(marker, send));
         let fetching = async {
             codec::fetch(self.store, &format!("{}/{}", self.catalogue.folder, payload.key), base_sender).await?;
@@ -376,6 +379,7 @@ impl Work<'_> {
     async fn logical(&self, settings: &Settings, backup: &Backup) -> Result<Restored> {
         let manifest = &backup.manifest;
         check_version(manifest)?;
+        manifest.check_open(self.store.keys())?;
         let damaged = || Error::bad_input(format!("the manifest of `{}` does not describe its dump", manifest.id));
         let described = manifest.logical.clone().ok_or_else(damaged)?;
         let mut own = settings_for(settings, self.wanted.instance, manifest);
@@ -417,10 +421,12 @@ impl Work<'_> {
     ) -> Result<()> {
         let (sender, receiver) = mpsc::channel(WAITING_PIECES);
         let target = path.to_owned();
-        let writing = tokio::task::spawn_blocking(move || {
-            crate::archive::assemble(&target, &described, &mut crate::channel_reader::ChannelReader::new(receiver))
-        });
         let key = format!("{}/{}", self.catalogue.folder, manifest.payload.key);
+        let (keys, name) = (self.store.keys().clone(), key.clone());
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut packed = keys.open(ChannelReader::new(receiver), &name)?;
+            crate::archive::assemble(&target, &described, &mut packed)
+        });
         let fetched = codec::fetch(self.store, &key, sender).await;
         let written = writing.await.or_failed(|| "writing the dump was cut off").and_then(|written| written);
         fetched.and(written)

@@ -166,6 +166,10 @@ fn alarms(
             Some(backup) if backup.manifest.created < late => {
                 alarms.push(format!("the newest {} backup is of {}", kind.word(), backup.manifest.created));
             }
+            Some(backup) if backup.manifest.sealed.is_some() => {
+                let key = backup.manifest.payload.recipient.as_deref().unwrap_or("another key");
+                alarms.push(format!("no key here opens `{}`: it is for {key}", backup.manifest.id));
+            }
             Some(backup) if backup.verified.as_ref().is_some_and(|verified| !verified.passed) => {
                 alarms.push(format!("a restore of `{}` did not give what was recorded", backup.manifest.id));
             }

@@ -5,6 +5,7 @@
 //! backup.
 
 mod cycle;
+mod encryption;
 mod external;
 mod faults;
 mod month;

@@ -88,6 +88,14 @@ enum Action {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make a key that encrypts backups, for `encryption_key_file` in the section `[backup]` of tfdev.toml
+    ///
+    /// Keep a copy of the file where the backups are not: without it nobody can open them. The format is that of age: its
+    /// own program opens the backups, too.
+    Key {
+        /// The file to write, which must not be there yet
+        file: std::path::PathBuf,
+    },
     /// Let a restored instance archive its log, from the next `tfdev up` on
     Enable,
 }
@@ -165,6 +173,13 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
         Action::Agent { once, action: None } => {
             let mut tell = |pass: &Pass| drop(write_pass(pass, session));
             backup::agent::run(settings, once, events, &mut tell).await?;
+        }
+        Action::Key { file } => {
+            let made = backup::keys::create(&file)?;
+            output.result(&made, |out| {
+                writeln!(out, "wrote {}; its public key is {}", made.file.display(), made.public_key)?;
+                writeln!(out, "keep a copy of it elsewhere: without it nobody can open the backups")
+            })?;
         }
         Action::Enable => {
             backup::enable(settings, events).await?;
