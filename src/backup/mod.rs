@@ -44,6 +44,7 @@ mod full;
 mod logical;
 pub mod plan;
 pub mod position;
+pub mod replace;
 pub mod restore;
 pub mod retention;
 #[cfg(test)]

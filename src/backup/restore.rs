@@ -29,7 +29,7 @@ use crate::engine::{self, DataSource, Engine, EngineKind, StartRequest, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::fault;
-use crate::instance::{Instance, InstanceLock, InstanceRecord};
+use crate::instance::{Instance, InstanceLock, InstanceRecord, Secrets};
 use crate::pg::{self, LoginError, NotReady, quote};
 use crate::profile::{self, DataPlacement};
 use crate::provision;
@@ -56,6 +56,8 @@ pub struct Wanted<'a> {
     pub instance: &'a str,
     /// Whether it is there to prove the backup, and goes afterwards.
     pub throw_away: bool,
+    /// Whether it is to take the place of the settled instance ([`super::replace`]): it has the same passwords then.
+    pub replace: bool,
 }
 
 /// What was restored.
@@ -77,6 +79,8 @@ pub struct Restored {
     pub port: u16,
     /// How long it took until the server answered, in milliseconds.
     pub elapsed_ms: u64,
+    /// The name that the instance has now whose place it took; `None` if it took none's.
+    pub replaced: Option<String>,
 }
 
 /// The folder in the store of the instance as it is on this machine; `None` if it is not there.
@@ -236,7 +240,7 @@ impl Work<'_> {
         let instance = Instance::of(&own);
         let limit = Duration::from_secs(own.timeout_seconds.value);
         let _lock = InstanceLock::acquire(&instance, "backup restore", limit, self.events).await?;
-        let mut new = self.prepare(own, instance, manifest).await?;
+        let mut new = self.prepare(settings, own, instance, manifest).await?;
         let restored = self.recover(&mut new, plan).await;
         if restored.is_err() {
             // Nothing of it was there before.
@@ -249,7 +253,13 @@ impl Work<'_> {
     }
 
     /// Settles what the new instance is to be, and puts it on record.
-    async fn prepare(&self, own: Settings, instance: Instance, manifest: &Manifest) -> Result<New> {
+    async fn prepare(
+        &self,
+        settings: &Settings,
+        own: Settings,
+        instance: Instance,
+        manifest: &Manifest,
+    ) -> Result<New> {
         // What the engine tells of a server that stops and starts is the restore's own affair.
         let chosen = engine::choose_for_up(&own, &instance, &Events::none()).await?;
         let engine = chosen.engine;
@@ -290,9 +300,18 @@ impl Work<'_> {
         };
         // Before there is anything that carries the identity.
         record.write(&instance)?;
+        self.take_passwords(settings, &instance)?;
         fault::point("backup.restore.intent").await;
         let request = StartRequest { spec, id, last_port: None, certificate };
         Ok(New { settings: own, instance, engine, record, request, source_id: source.id })
+    }
+
+    /// Gives the new instance the passwords of the one whose place it is to take.
+    fn take_passwords(&self, settings: &Settings, instance: &Instance) -> Result<()> {
+        if !self.wanted.replace {
+            return Ok(());
+        }
+        Secrets::of(instance).take_over(&Secrets::of(&Instance::of(settings)), self.events)
     }
 
     async fn recover(&self, new: &mut New, plan: &Plan) -> Result<Restored> {
@@ -343,6 +362,7 @@ impl Work<'_> {
             url: server.url(),
             port: server.endpoint.port,
             elapsed_ms: u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX),
+            replaced: None,
         }
     }
 
@@ -393,6 +413,7 @@ impl Work<'_> {
         }
         // Until all of it is there, whoever begins anew may remove it.
         InstanceRecord { archive_off: true, throw_away: true, ..InstanceRecord::default() }.write(&instance)?;
+        self.take_passwords(settings, &instance)?;
         let path = instance.state_dir.join(format!("{}.{}", manifest.id, crate::archive::EXTENSION));
         let fetched = self.fetch_dump(manifest, described, &path).await;
         let restored = match fetched {

@@ -90,7 +90,8 @@ pub(super) async fn prove(
     let lock = Instance::of(settings).lock_file().with_file_name(format!("{name}.verify.lock"));
     let limit = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = FileLock::acquire(&lock, "the throw-away server", "backup verify", limit, events).await?;
-    let wanted = Wanted { target: Target::Backup(manifest.id.clone()), instance: &name, throw_away: true };
+    let wanted =
+        Wanted { target: Target::Backup(manifest.id.clone()), instance: &name, throw_away: true, replace: false };
     let outcome = restore::restore(settings, &wanted, events).await;
     let verification = match &outcome {
         Ok(restored) => {

@@ -10,6 +10,7 @@ mod external;
 mod faults;
 mod month;
 mod recovery;
+mod replace;
 mod retention;
 #[cfg(unix)]
 mod s3;
