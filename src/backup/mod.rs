@@ -26,8 +26,8 @@
 //! - [`position`], [`plan`] and [`retention`] are pure data; [`store`], `codec`, `s3`, [`keys`] and `age` are the way to
 //!   the objects.
 //! - `base`, `logical` and [`wal`] make backups, [`fingerprint`] says what was in them.
-//! - [`restore`] and [`verify`] take them back; [`agent`] does all of it by the clock, and [`mod@unit`] makes it a service;
-//!   [`status`] says how things are.
+//! - [`restore`] and [`verify`] take them back, [`replace`] puts what was restored in the place of what was there; [`agent`] does all of it by the clock, and [`mod@unit`] makes it a service;
+//!   [`status`] says how things are, and [`gauges`] what of that is remembered.
 //!
 //! What must hold: a backup counts only when its manifest is there; whatever is killed leaves at most objects that do not
 //! count; one process at a time works on the backups of an instance; and no good backup is removed for a bad one.
@@ -41,6 +41,8 @@ mod codec;
 pub mod fingerprint;
 mod folder;
 mod full;
+pub mod gauges;
+pub mod keys;
 mod logical;
 pub mod plan;
 pub mod position;

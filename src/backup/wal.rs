@@ -211,20 +211,21 @@ impl Backups<'_> {
         let mut state = State::read(&self.running.instance, &self.folder);
         state.add(sample(connection).await?);
         let mut shipped = Shipped::default();
-        let (is_empty, given_up) = look(connection).await?;
+        let (waiting, given_up) = look(connection).await?;
         let gap = given_up.map(|first| {
             format!("the log has a gap at {first}, because there was no room for it: a new physical backup mends that")
         });
         super::state::note(&mut state.gap, gap);
-        let moved = if is_empty { Ok(()) } else { self.move_all(&mut state, &mut shipped).await };
+        let moved = if waiting == 0 { Ok(()) } else { self.move_all(&mut state, &mut shipped).await };
+        state.spool_files = Some(if moved.is_ok() { 0 } else { waiting });
         let trouble = moved.as_ref().err().map(super::words);
         super::state::note(&mut state.shipping, trouble);
         let is_whole = moved.is_ok() && state.gap.is_none();
         let covered = if is_whole { self.cover(&mut state, shipped.files > 0).await } else { Ok(()) };
         // Others have written meanwhile what is theirs.
         let others = State::read(&self.running.instance, &self.folder);
-        let State { safe, waiting, last_segment, last_shipped, shipping, gap, .. } = state;
-        let state = State { safe, waiting, last_segment, last_shipped, shipping, gap, ..others };
+        let State { safe, waiting, last_segment, last_shipped, spool_files, shipping, gap, .. } = state;
+        let state = State { safe, waiting, last_segment, last_shipped, spool_files, shipping, gap, ..others };
         state.write(&self.running.instance)?;
         moved.and(covered)?;
         Ok(shipped)
@@ -348,16 +349,17 @@ impl Backups<'_> {
     }
 }
 
-/// Whether the spool is empty, and the first segment that was given up; asked of the server, which is quicker than a
+/// How many files are in the spool, and the first segment that was given up; asked of the server, which is quicker than a
 /// program beside it.
-async fn look(connection: &mut PgConnection) -> Result<(bool, Option<String>)> {
+async fn look(connection: &mut PgConnection) -> Result<(u64, Option<String>)> {
     let what = || "cannot look at the log's spool";
     let question = format!(
-        "SELECT NOT EXISTS (SELECT FROM pg_ls_dir('{SPOOL}', true, false) f WHERE f !~ '[.]part$'), \
+        "SELECT (SELECT count(*) FROM pg_ls_dir('{SPOOL}', true, false) f WHERE f !~ '[.]part$'), \
          split_part(pg_read_file('{GAP}', 0, 1000, true), E'\\n', 1)"
     );
     let row = sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection).await.or_failed(what)?;
-    Ok((row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?))
+    let count: i64 = row.try_get(0).or_failed(what)?;
+    Ok((count.unsigned_abs(), row.try_get(1).or_failed(what)?))
 }
 
 /// The server's present moment.
