@@ -117,6 +117,7 @@ async fn feed(
 }
 
 /// The size and SHA-256 of something.
+#[derive(Clone)]
 struct Sum {
     bytes: u64,
     sha256: String,
@@ -136,8 +137,9 @@ fn pack<T>(
     keys: &Keys,
 ) -> Result<(Measured, T)> {
     let what = || "cannot pack the backup";
-    let sink = Hashed::new(Sink { sender: packed, buffer: Vec::with_capacity(PIECE) });
-    let sealing = Hashed::new(keys.seal(sink).or_failed(what)?);
+    let sink = Hashed::new(Sink { sender: packed, buffer: Vec::with_capacity(PIECE) }, true);
+    // What is not encrypted is the same before and behind.
+    let sealing = Hashed::new(keys.seal(sink).or_failed(what)?, keys.recipient().is_some());
     let mut encoder = Encoder::new(sealing, LEVEL).or_failed(what)?;
     encoder.include_checksum(true).or_failed(what)?;
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -148,31 +150,35 @@ fn pack<T>(
     let (sealing, zstd) = tee.encoder.finish().or_failed(what)?.finish();
     let (mut sink, stored) = sealing.finish().or_failed(what)?.finish();
     sink.flush_all().or_failed(what)?;
+    let stored = stored.expect("the sink is always counted");
+    let zstd = zstd.unwrap_or_else(|| stored.clone());
     Ok((Measured { bytes: tee.bytes, zstd, stored }, looked))
 }
 
-/// Counts and hashes what it passes on.
+/// Passes on what is written, counted and hashed if that is wanted.
 struct Hashed<W> {
     output: W,
-    hash: Sha256,
-    bytes: u64,
+    sum: Option<(Sha256, u64)>,
 }
 
 impl<W> Hashed<W> {
-    fn new(output: W) -> Self {
-        Self { output, hash: Sha256::new(), bytes: 0 }
+    fn new(output: W, is_wanted: bool) -> Self {
+        Self { output, sum: is_wanted.then(|| (Sha256::new(), 0)) }
     }
 
-    fn finish(self) -> (W, Sum) {
-        (self.output, Sum { bytes: self.bytes, sha256: hexadecimal(&self.hash.finalize()) })
+    fn finish(self) -> (W, Option<Sum>) {
+        let sum = self.sum.map(|(hash, bytes)| Sum { bytes, sha256: hexadecimal(&hash.finalize()) });
+        (self.output, sum)
     }
 }
 
 impl<W: Write> Write for Hashed<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let length = self.output.write(bytes)?;
-        self.hash.update(&bytes[..length]);
-        self.bytes += length as u64;
+        if let Some((hash, count)) = &mut self.sum {
+            hash.update(&bytes[..length]);
+            *count += length as u64;
+        }
         Ok(length)
     }
 
