@@ -120,7 +120,8 @@ impl Backups<'_> {
         if archives && let Err(error) = self.check_archiving().await {
             status.alarms.push(words(&error));
         }
-        Seen::of(&status, now).write(instance)?;
+        // Only remembered: a full disk must not keep anyone from knowing how things are.
+        let _ = Seen::of(&status, now).write(instance);
         Ok(status)
     }
 
