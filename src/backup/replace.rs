@@ -14,10 +14,14 @@
 //! So nothing is left to be taken up again, and at every moment each is reachable by one of the two names. Docker has no
 //! such step: a volume keeps its name and its labels, so there it is refused before anything is restored.
 //!
+//! Before that a point is set in the old instance's log, all of which goes into the store: so that there is a way back also
+//! when the old instance is removed.
+//!
 //! What must hold: nothing of the old instance is removed or written to but its name; and its server was stopped in order.
 
 use std::time::{Duration, Instant};
 
+use super::Backups;
 use super::restore::Restored;
 use crate::config::{Setting, Settings};
 use crate::engine::{self, Engine, StartRequest};
@@ -27,7 +31,7 @@ use crate::fault;
 use crate::identity;
 use crate::instance::{Instance, InstanceLock, InstanceRecord, private_file};
 use crate::profile;
-use crate::server::Server;
+use crate::server::{Running, Server};
 use crate::up;
 
 /// One of the two.
@@ -82,6 +86,7 @@ pub async fn replace(settings: &Settings, restored: Restored, events: &Events) -
     let _new_lock = InstanceLock::acquire(&Instance::of(&own), "backup restore", limit, events).await?;
     let (old, mut new) = (Side::of(settings.clone(), events).await?, Side::of(own, events).await?);
     let kept_as = new.instance.name.clone();
+    keep_the_way_back(&old, events).await;
     events.started("Changing places");
     for side in [&old, &new] {
         side.engine.before_rename().await?;
@@ -114,6 +119,23 @@ pub async fn replace(settings: &Settings, restored: Restored, events: &Events) -
         replaced: Some(kept_as),
         ..restored
     })
+}
+
+/// Brings the rest of the old instance's log into the store, with a point to come back to: later it has no agent. What is
+/// not in the store stays with its data.
+async fn keep_the_way_back(old: &Side, events: &Events) {
+    let name = format!("replaced {}", super::now().strftime("%Y-%m-%d %H:%M:%S UTC"));
+    let marked = async {
+        let running = Running::find(&old.settings, events).await?;
+        Backups::of(&running, &old.settings, events)?.mark(&name).await
+    };
+    match marked.await {
+        Ok(mark) => events.note(format!("The point `{}` leads back to what was there", mark.name)),
+        Err(error) => events.warning(format!(
+            "the end of the old instance's log is not in the store, and stays with its data: {}",
+            super::words(&error)
+        )),
+    }
 }
 
 /// Starts the restored instance under its new name, neither migrated nor seeded.

@@ -47,6 +47,21 @@ fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
         swap("before");
         assert_prefix(&url, 3);
         side.destroy("before");
+
+        // The way back leads to what was replaced, though that is gone; and a dump takes the place as well.
+        let listed = side.backup(&["list"]).ok().json();
+        let marks = listed.as_array().unwrap().iter().flat_map(|cluster| cluster["marks"].as_array().unwrap().clone());
+        let last =
+            marks.map(|mark| mark["name"].as_str().unwrap().to_owned()).filter(|name| name.starts_with("replaced"));
+        let back = side.restore(&["--to-name", &last.max().unwrap()], "back");
+        assert_prefix(back["url"].as_str().unwrap(), 4);
+        side.destroy("back");
+        let dump = side.backup(&["now", "--only", "logical"]).ok().json();
+        side.sql("DELETE FROM history");
+        side.backup(&["--yes", "restore", dump[0]["id"].as_str().unwrap(), "--as", "emptied", "--replace"]).ok();
+        assert_eq!(env.url(), url);
+        assert_prefix(&url, 3);
+        side.destroy("emptied");
         side.backup(&["--yes", "--instance", "nowhere", "restore", "--as", "x", "--replace"])
             .exits(4)
             .says("nothing to replace");
