@@ -14,6 +14,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
 use super::catalogue::{Catalogue, Kind};
+use super::gauges::Seen;
 use super::plan::{Plan, Target};
 use super::retention::{self, Decisions, Keep};
 use super::state::{self, State};
@@ -30,6 +31,9 @@ const EVERY: Duration = Duration::from_secs(3);
 
 /// How often the rest of a pass is looked at while the log is brought away.
 const LOOK: Duration = Duration::from_millis(50);
+
+/// How often the store is looked at for its figures alone.
+const SEE_EVERY: SignedDuration = SignedDuration::from_mins(5);
 
 /// How long a full backup, or a proof, that failed is left alone.
 const RETRY_FULL: SignedDuration = SignedDuration::from_mins(10);
@@ -150,6 +154,8 @@ async fn pass_of(settings: &Settings, events: &Events, pass: &mut Pass) -> Resul
         }
     };
     let (done, ()) = tokio::join!(Box::pin(rest), shipping);
+    let has_news = !pass.made.is_empty() || !pass.verified.is_empty() || !pass.forgotten.is_empty();
+    Box::pin(backups.see(has_news)).await;
     done
 }
 
@@ -168,6 +174,15 @@ impl Backups<'_> {
                 crate::provision::close(connection).await;
             }
             last = Instant::now();
+        }
+    }
+
+    /// Looks at the store now and then, for those who ask this machine ([`super::gauges`]).
+    async fn see(&self, has_news: bool) {
+        let seen = Seen::read(&self.running.instance, &self.folder).map(|seen| super::now().duration_since(seen.at));
+        if has_news || seen.is_none_or(|age| !(SignedDuration::ZERO..SEE_EVERY).contains(&age)) {
+            // A store or server that does not answer is on record by those who need it.
+            let _ = self.status().await;
         }
     }
 
@@ -293,7 +308,7 @@ impl Backups<'_> {
         }
         for id in &catalogue.unfinished {
             if is_abandoned(id, super::now()) {
-                for file in ["dump.zst", "base.tar.zst", "verified.json"] {
+                for file in ["dump.zst", "dump.zst.age", "base.tar.zst", "base.tar.zst.age", "verified.json"] {
                     self.store.delete(&format!("{}/full/{id}/{file}", self.folder)).await?;
                 }
                 self.store.remove_partial(&format!("{}/full/{id}", self.folder));

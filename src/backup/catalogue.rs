@@ -12,13 +12,17 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::fingerprint::Fingerprint;
+use super::keys::{EXTENSION, Keys, is_locked};
 use super::position::{History, Lsn, Segment, history_file, parse_history};
 use super::store::Store;
 use crate::archive;
 use crate::error::{Context, Error, ErrorKind, Result};
 
-/// The version of what is written here; a newer one is refused.
+/// The version of a backup that is not encrypted.
 pub const FORMAT: u32 = 1;
+
+/// The version of one that is, and the newest that is understood; a newer one is refused.
+pub const FORMAT_ENCRYPTED: u32 = 2;
 
 /// How many small objects are read at once.
 const READS_AT_ONCE: usize = 8;
@@ -64,6 +68,10 @@ pub struct Manifest {
     pub source: Source,
     /// Its contents.
     pub payload: Payload,
+    /// The next three, encrypted as text, in a backup that is: names and sizes of tables tell of the data. `None` once they
+    /// are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
     /// What a physical one needs to know.
     pub physical: Option<Physical>,
     /// What a logical one needs to know.
@@ -108,6 +116,9 @@ pub struct Payload {
     pub compressed_bytes: u64,
     /// The SHA-256 of the object, in hexadecimal digits.
     pub sha256: String,
+    /// The public key of the one that opens it; `None` if it is not encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipient: Option<String>,
 }
 
 /// What a recovery from a physical backup needs to know.
@@ -140,6 +151,9 @@ pub struct Verification {
     pub amcheck: Option<bool>,
     /// What was wrong, in words.
     pub problems: Vec<String>,
+    /// The same, encrypted as text, of a backup that is: words name tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed: Option<String>,
 }
 
 /// A point with a name.
@@ -175,6 +189,76 @@ pub struct Backup {
     pub verified: Option<Verification>,
 }
 
+/// What a manifest says of the data itself.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Inner {
+    logical: Option<archive::Manifest>,
+    fingerprint: Option<Fingerprint>,
+    no_fingerprint: Option<String>,
+}
+
+impl Manifest {
+    /// As it goes into the store: what it says of the data is encrypted if there are keys.
+    pub(super) fn closed(&self, keys: &Keys) -> Result<Self> {
+        let what = || "cannot write the manifest";
+        let mut closed = self.clone();
+        let inner = Inner {
+            logical: closed.logical.take(),
+            fingerprint: closed.fingerprint.take(),
+            no_fingerprint: closed.no_fingerprint.take(),
+        };
+        match keys.seal_text(&serde_json::to_vec(&inner).or_failed(what)?)? {
+            None => Ok(self.clone()),
+            sealed => Ok(Self { sealed, format: FORMAT_ENCRYPTED, ..closed }),
+        }
+    }
+
+    /// Opens what is encrypted, if its key is here.
+    fn open(&mut self, keys: &Keys) -> Result<()> {
+        let Some(sealed) = &self.sealed else { return Ok(()) };
+        let bytes = match keys.open_text(sealed, &self.id) {
+            Err(error) if is_locked(&error) => return Ok(()),
+            bytes => bytes?,
+        };
+        let damaged = || format!("the manifest of the backup `{}` cannot be understood", self.id);
+        let inner: Inner = serde_json::from_slice(&bytes).context(ErrorKind::BadInput, damaged)?;
+        let Inner { logical, fingerprint, no_fingerprint } = inner;
+        *self = Self { sealed: None, logical, fingerprint, no_fingerprint, ..self.clone() };
+        Ok(())
+    }
+
+    /// Fails, with the key that is missing, if what is encrypted could not be opened.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`].
+    pub(super) fn check_open(&self, keys: &Keys) -> Result<()> {
+        if self.sealed.is_none() {
+            return Ok(());
+        }
+        Err(keys.locked(&self.id, self.payload.recipient.as_deref()))
+    }
+}
+
+impl Verification {
+    /// As it goes into the store.
+    pub(super) fn closed(&self, keys: &Keys) -> Result<Self> {
+        let text = serde_json::to_vec(&self.problems).or_failed(|| "cannot write what came of the restore")?;
+        match keys.seal_text(&text)? {
+            None => Ok(self.clone()),
+            sealed => Ok(Self { sealed, problems: Vec::new(), ..self.clone() }),
+        }
+    }
+
+    /// Opens what is encrypted, as far as that can be done: whether it passed is known anyway.
+    fn open(&mut self, id: &str, keys: &Keys) {
+        let Some(sealed) = self.sealed.take() else { return };
+        let opened = keys.open_text(&sealed, id).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let locked = || if self.passed { Vec::new() } else { vec!["what was wrong is encrypted".to_owned()] };
+        self.problems = opened.unwrap_or_else(locked);
+    }
+}
+
 impl Backup {
     /// Whether a restore of it gave what was recorded.
     pub fn is_proven(&self) -> bool {
@@ -189,7 +273,7 @@ pub struct LogFile {
     pub key: String,
     /// Its size there.
     pub bytes: u64,
-    /// The SHA-256 of what is in it, unpacked.
+    /// The SHA-256 of what is in it, unpacked; of the object if that is encrypted.
     pub sha256: String,
     /// When it came into the store.
     pub at: Timestamp,
@@ -232,9 +316,10 @@ pub fn cluster_folder(project: &str, instance: &str, system_identifier: Option<u
     format!("{project}/{instance}/{server}-{}", &id.simple().to_string()[..8])
 }
 
-/// The object of a file of the log, below the folder of the cluster. The checksum is of the file as PostgreSQL has it.
-pub fn log_key(name: &str, sha256: &str) -> String {
-    format!("{}/{name}-{sha256}.zst", log_folder(name))
+/// The object of a file of the log, below the folder of the cluster. The checksum is of the file as PostgreSQL has it, or
+/// of the object with `extension` `.age`.
+pub fn log_key(name: &str, sha256: &str, extension: &str) -> String {
+    format!("{}/{name}-{sha256}.zst{extension}", log_folder(name))
 }
 
 /// The folder of a file of the log, which holds no more than some hundred.
@@ -248,7 +333,8 @@ pub fn log_folder(name: &str) -> String {
 
 /// The name and checksum of a file of the log.
 pub fn read_log_key(key: &str) -> Option<(&str, &str)> {
-    let file = key.rsplit('/').next()?.strip_suffix(".zst")?;
+    let file = key.rsplit('/').next()?;
+    let file = file.strip_suffix(EXTENSION).unwrap_or(file).strip_suffix(".zst")?;
     file.rsplit_once('-').filter(|(_, sha256)| sha256.len() == 64)
 }
 
@@ -279,6 +365,9 @@ impl Catalogue {
             }
         }
         let mut proofs: BTreeMap<String, Verification> = found.understood(read_all(store, folder, proofs).await?);
+        for (id, proof) in &mut proofs {
+            proof.open(id, store.keys());
+        }
         let manifests = stream::iter(manifests)
             .map(|(id, key)| async move { understood(read_manifest(store, folder, &id, &key).await, id, &key) })
             .buffer_unordered(READS_AT_ONCE)
@@ -409,12 +498,13 @@ async fn read_manifest(store: &Store, folder: &str, id: &str, key: &str) -> Resu
     let value: serde_json::Value = read(store, folder, key).await?;
     let damaged = || format!("the manifest of the backup `{id}` cannot be understood");
     let version: Versioned = Versioned::deserialize(&value).context(ErrorKind::BadInput, damaged)?;
-    if version.format > FORMAT {
+    if version.format > FORMAT_ENCRYPTED {
         let message = format!("the backup `{id}` was made by a newer tfdev (format {})", version.format);
         return Err(Error::bad_input(message).hint("use that version of tfdev"));
     }
-    let manifest: Manifest = serde_json::from_value(value).context(ErrorKind::BadInput, damaged)?;
+    let mut manifest: Manifest = serde_json::from_value(value).context(ErrorKind::BadInput, damaged)?;
     if manifest.id == id {
+        manifest.open(store.keys())?;
         return Ok(manifest);
     }
     Err(Error::bad_input(format!("the manifest of the backup `{id}` says that it is `{}`", manifest.id)))
@@ -427,7 +517,10 @@ mod tests {
     #[test]
     fn files_of_the_log_have_their_checksum_in_their_name() {
         let sha = "a".repeat(64);
-        let key = log_key("000000010000000A000000FE", &sha);
+        let key = log_key("000000010000000A000000FE", &sha, "");
+        let encrypted = log_key("000000010000000A000000FE", &sha, ".age");
+        assert_eq!(encrypted, format!("{key}.age"));
+        assert_eq!(read_log_key(&encrypted), read_log_key(&key));
         assert_eq!(key, format!("wal/000000010000000A/000000010000000A000000FE-{sha}.zst"));
         assert_eq!(read_log_key(&key), Some(("000000010000000A000000FE", sha.as_str())));
         assert_eq!(log_folder("00000002.history"), "wal/history");
@@ -435,8 +528,8 @@ mod tests {
         let mut log = Log::default();
         let at = Timestamp::UNIX_EPOCH;
         log.add(&key, 1, at);
-        log.add(&log_key("00000002.history", &sha), 1, at);
-        log.add(&log_key("000000010000000A000000FE.00000028.backup", &sha), 1, at);
+        log.add(&log_key("00000002.history", &sha, ""), 1, at);
+        log.add(&log_key("000000010000000A000000FE.00000028.backup", &sha, ""), 1, at);
         assert_eq!((log.segments.len(), log.histories.len(), log.others.len()), (1, 1, 1));
     }
 }

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use super::base;
 use super::catalogue::Payload;
 use super::codec::Unpacked;
+use super::keys::Keys;
 use crate::engine::cluster::MARKER;
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -24,6 +25,8 @@ pub(super) struct Folder {
     pub(super) base: mpsc::Receiver<Bytes>,
     /// What they must come to.
     pub(super) payload: Payload,
+    /// What opens them.
+    pub(super) keys: Keys,
     /// The files of the log, checked, each with its name.
     pub(super) log: mpsc::Receiver<(String, Bytes)>,
     /// How many of them there are.
@@ -58,7 +61,7 @@ impl Folder {
         let is_over = Cell::new(false);
         let buffered = std::io::BufWriter::with_capacity(256 * 1024, Pieces { send, is_over: &is_over });
         let mut builder = tar::Builder::new(buffered);
-        let mut unpacked = Unpacked::new(self.base, self.payload)?;
+        let mut unpacked = Unpacked::new(self.base, self.payload, &self.keys)?;
         let mut owner = (0, 0);
         let mut archive = tar::Archive::new(&mut unpacked);
         for entry in archive.entries().context(ErrorKind::BadInput, what)? {

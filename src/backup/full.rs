@@ -51,6 +51,8 @@ pub(super) struct Draft {
     created: Timestamp,
     postgres: String,
     source: Source,
+    /// What the names of objects end in.
+    extension: &'static str,
 }
 
 impl Draft {
@@ -60,7 +62,7 @@ impl Draft {
             Kind::Logical => "dump.zst",
             Kind::Physical => "base.tar.zst",
         };
-        format!("full/{}/{file}", self.id)
+        format!("full/{}/{file}{}", self.id, self.extension)
     }
 
     pub(super) fn manifest(self, payload: Payload) -> Manifest {
@@ -74,6 +76,7 @@ impl Draft {
             finished: super::now(),
             source: self.source,
             payload,
+            sealed: None,
             physical: None,
             logical: None,
             fingerprint: None,
@@ -105,6 +108,8 @@ impl Backups<'_> {
     async fn make_kinds(&self, only: Option<Kind>) -> Result<Vec<Summary>> {
         let mut made = Vec::new();
         let why_not = self.no_physical()?;
+        let there = self.store.list(&format!("{}/full", self.folder)).await?;
+        self.store.keys().check_no_clear_text(there.iter().map(|object| object.key.as_str()))?;
         if only != Some(Kind::Physical) {
             // Boxed: each is a long way, and callers are to stay small.
             made.push(Summary::of(&Box::pin(self.logical()).await?, None));
@@ -142,13 +147,15 @@ impl Backups<'_> {
         if self.store.get(&format!("{}/full/{id}/manifest.json", self.folder)).await?.is_some() {
             return Err(Error::new(ErrorKind::Conflict, format!("there is a backup `{id}` already")).hint("try again"));
         }
-        Ok(Draft { id, kind, created, postgres: format!("{}.{}", version / 10_000, version % 10_000), source })
+        let postgres = format!("{}.{}", version / 10_000, version % 10_000);
+        Ok(Draft { id, kind, created, postgres, source, extension: self.store.keys().extension() })
     }
 
     /// Writes the manifest, which makes the backup.
     pub(super) async fn publish(&self, manifest: &Manifest) -> Result<()> {
         fault::point("backup.full.stored").await;
-        let text = serde_json::to_vec_pretty(manifest).or_failed(|| "cannot write the manifest")?;
+        let closed = manifest.closed(self.store.keys())?;
+        let text = serde_json::to_vec_pretty(&closed).or_failed(|| "cannot write the manifest")?;
         self.store.put(&format!("{}/full/{}/manifest.json", self.folder, manifest.id), text.into()).await
     }
 
@@ -223,7 +230,7 @@ impl Backups<'_> {
             copied
         };
         let (copied, told) = tokio::join!(copying, self.behind(&draft.id, &name, &mut connection, &end));
-        let (payload, mut physical) = copied?;
+        let (codec::Packed { payload, .. }, mut physical) = copied?;
         let mut point = told?;
         if point.1 < physical.stop {
             // The server says that it waits a moment before it writes the end of the copy.

@@ -39,9 +39,9 @@ impl Backups<'_> {
         let told = Told::new(self.events);
         // The dump is not looked into on its way: the whole of it is read back when it is verified.
         let look: codec::Look<()> = Box::new(|_| Ok(()));
-        let (payload, ()) =
+        let (packed, ()) =
             codec::upload(&self.store, &self.folder, &draft.key(), program, "dump the database", look, told).await?;
-        let mut manifest = draft.manifest(payload);
+        let mut manifest = draft.manifest(packed.payload);
         match exported.read().await {
             Ok(tables) => manifest.fingerprint = Some([(server.database.clone(), tables)].into()),
             Err(error) => manifest.no_fingerprint = Some(words(&error)),
@@ -49,8 +49,8 @@ impl Backups<'_> {
         manifest.logical = Some(archive::Manifest {
             payload: archive::Payload {
                 bytes: manifest.payload.bytes,
-                compressed_bytes: manifest.payload.compressed_bytes,
-                sha256: manifest.payload.sha256.clone(),
+                compressed_bytes: packed.zstd_bytes,
+                sha256: packed.zstd_sha256,
                 ..described.payload
             },
             ..described

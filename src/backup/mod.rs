@@ -16,16 +16,25 @@
 //!     coverage.json                       up to when everything is here
 //! ```
 //!
+//! With keys ([`keys`]) the names of what holds data end in `.age`: dumps, copies and segments, each encrypted before it
+//! leaves this machine; and what a manifest or a proof says of tables, roles and settings is encrypted within it. In the
+//! clear stay names of objects and points, the project's, the instance's, the database's and its owner's name, sizes, times,
+//! positions and checksums of objects: so what is there, what is whole and what may go is known without a key.
+//!
 //! A restored instance has an identity of its own and so a folder of its own: it never writes into its parent's.
 //!
-//! - [`position`], [`plan`] and [`retention`] are pure data; [`store`], `codec` and `s3` are the way to the objects.
+//! - [`position`], [`plan`] and [`retention`] are pure data; [`store`], `codec`, `s3`, [`keys`] and `age` are the way to
+//!   the objects.
 //! - `base`, `logical` and [`wal`] make backups, [`fingerprint`] says what was in them.
-//! - [`restore`] takes them back, with `folder` and `replay`, and [`verify`] proves that; [`agent`] does all of it by the
-//!   clock, and [`mod@unit`] makes it a service; [`status`] says how things are.
+//! - [`restore`] takes them back, with `folder` and `replay`, [`verify`] proves that, and [`replace`] puts what was restored in
+//!   the place of what was there; [`agent`] does all of it by the clock, and [`mod@unit`] makes it a service; [`status`] says
+//!   how things are, and [`gauges`] what of that is remembered.
 //!
 //! What must hold: a backup counts only when its manifest is there; whatever is killed leaves at most objects that do not
 //! count; one process at a time works on the backups of an instance; and no good backup is removed for a bad one.
 
+#[cfg_attr(not(feature = "encryption"), path = "no_age.rs")]
+mod age;
 pub mod agent;
 mod base;
 pub mod catalogue;
@@ -33,9 +42,12 @@ mod codec;
 pub mod fingerprint;
 mod folder;
 mod full;
+pub mod gauges;
+pub mod keys;
 mod logical;
 pub mod plan;
 pub mod position;
+pub mod replace;
 mod replay;
 pub mod restore;
 pub mod retention;
@@ -102,6 +114,8 @@ pub struct Summary {
     pub verified: Option<Verification>,
     /// Where it is consistent in the log.
     pub lsn: Option<position::Lsn>,
+    /// The public key of the one that opens it; `None` if it is not encrypted.
+    pub recipient: Option<String>,
 }
 
 impl Summary {
@@ -116,6 +130,7 @@ impl Summary {
             tables: manifest.fingerprint.as_ref().map_or(0, fingerprint::count),
             verified: verified.cloned(),
             lsn: manifest.physical.as_ref().map(|physical| physical.stop),
+            recipient: manifest.payload.recipient.clone(),
         }
     }
 }

@@ -23,12 +23,13 @@ use super::plan::{Plan, Stop, Target};
 use super::position::Lsn;
 use super::replay::{New, is_ended_early};
 use super::store::Store;
+use crate::channel_reader::ChannelReader;
 use crate::config::{EngineChoice, PortChoice, Setting, Settings};
 use crate::engine::{self, DataSource, Engine, EngineKind, StartRequest, State};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::fault;
-use crate::instance::{Instance, InstanceLock, InstanceRecord};
+use crate::instance::{Instance, InstanceLock, InstanceRecord, Secrets};
 use crate::profile::{self, DataPlacement};
 use crate::server::{Running, Server};
 use crate::snapshot::{ImportOptions, Snapshots};
@@ -50,6 +51,8 @@ pub struct Wanted<'a> {
     pub instance: &'a str,
     /// Whether it is there to prove the backup, and goes afterwards.
     pub throw_away: bool,
+    /// Whether it is to take the place of the settled instance ([`super::replace`]): it has the same passwords then.
+    pub replace: bool,
 }
 
 /// What was restored.
@@ -73,6 +76,8 @@ pub struct Restored {
     pub brought_ms: u64,
     /// How long it took until the server answered, in milliseconds.
     pub elapsed_ms: u64,
+    /// The name that the instance has now whose place it took; `None` if it took none's.
+    pub replaced: Option<String>,
 }
 
 /// The folder in the store of the instance as it is on this machine; `None` if it is not there.
@@ -217,11 +222,12 @@ impl Work<'_> {
     async fn physical(&self, settings: &Settings, plan: &Plan) -> Result<Restored> {
         let manifest = &plan.base.manifest;
         check_version(manifest)?;
+        manifest.check_open(self.store.keys())?;
         let own = settings_for(settings, self.wanted.instance, manifest);
         let instance = Instance::of(&own);
         let limit = Duration::from_secs(own.timeout_seconds.value);
         let _lock = InstanceLock::acquire(&instance, "backup restore", limit, self.events).await?;
-        let mut new = self.prepare(own, instance, manifest).await?;
+        let mut new = self.prepare(settings, own, instance, manifest).await?;
         let restored = self.recover(&mut new, plan).await;
         if restored.is_err() {
             // Nothing of it was there before.
@@ -234,7 +240,13 @@ impl Work<'_> {
     }
 
     /// Settles what the new instance is to be, and puts it on record.
-    async fn prepare(&self, own: Settings, instance: Instance, manifest: &Manifest) -> Result<New> {
+    async fn prepare(
+        &self,
+        settings: &Settings,
+        own: Settings,
+        instance: Instance,
+        manifest: &Manifest,
+    ) -> Result<New> {
         // What the engine tells of a server that stops and starts is the restore's own affair.
         let chosen = engine::choose_for_up(&own, &instance, &Events::none()).await?;
         let engine = chosen.engine;
@@ -275,9 +287,18 @@ impl Work<'_> {
         };
         // Before there is anything that carries the identity.
         record.write(&instance)?;
+        self.take_passwords(settings, &instance)?;
         fault::point("backup.restore.intent").await;
         let request = StartRequest { spec, id, last_port: None, certificate };
         Ok(New { settings: own, instance, engine, record, request, source_id: source.id })
+    }
+
+    /// Gives the new instance the passwords of the one whose place it is to take.
+    fn take_passwords(&self, settings: &Settings, instance: &Instance) -> Result<()> {
+        if !self.wanted.replace {
+            return Ok(());
+        }
+        Secrets::of(instance).take_over(&Secrets::of(&Instance::of(settings)), self.events)
     }
 
     async fn recover(&self, new: &mut New, plan: &Plan) -> Result<Restored> {
@@ -338,16 +359,18 @@ impl Work<'_> {
             port: server.endpoint.port,
             brought_ms: milliseconds(brought),
             elapsed_ms: milliseconds(self.begin.elapsed()),
+            replaced: None,
         }
     }
 
     /// Makes the data folder out of the base and the log.
     async fn fill(&self, new: &New, request: &StartRequest, plan: &Plan) -> Result<()> {
         let payload = &plan.base.manifest.payload;
+        let keys = self.store.keys().clone();
         let (base_sender, base_receiver) = mpsc::channel(WAITING_PIECES);
         let (log_sender, log_receiver) = mpsc::channel(WAITING_FILES);
         let contents =
-            Folder { base: base_receiver, payload: payload.clone(), log: log_receiver, files: plan.log.len() };
+            Folder { base: base_receiver, payload: payload.clone(), keys, log: log_receiver, files: plan.log.len() };
         let source: DataSource = Box::new(move |marker, send| contents.write(marker, send));
         let fetching = async {
             codec::fetch(self.store, &format!("{}/{}", self.catalogue.folder, payload.key), base_sender).await?;
@@ -373,6 +396,7 @@ impl Work<'_> {
     async fn logical(&self, settings: &Settings, backup: &Backup) -> Result<Restored> {
         let manifest = &backup.manifest;
         check_version(manifest)?;
+        manifest.check_open(self.store.keys())?;
         let damaged = || Error::bad_input(format!("the manifest of `{}` does not describe its dump", manifest.id));
         let described = manifest.logical.clone().ok_or_else(damaged)?;
         let mut own = settings_for(settings, self.wanted.instance, manifest);
@@ -386,6 +410,7 @@ impl Work<'_> {
         }
         // Until all of it is there, whoever begins anew may remove it.
         InstanceRecord { archive_off: true, throw_away: true, ..InstanceRecord::default() }.write(&instance)?;
+        self.take_passwords(settings, &instance)?;
         let path = instance.state_dir.join(format!("{}.{}", manifest.id, crate::archive::EXTENSION));
         let fetched = self.fetch_dump(manifest, described, &path).await;
         let restored = match fetched {
@@ -414,10 +439,12 @@ impl Work<'_> {
     ) -> Result<()> {
         let (sender, receiver) = mpsc::channel(WAITING_PIECES);
         let target = path.to_owned();
-        let writing = tokio::task::spawn_blocking(move || {
-            crate::archive::assemble(&target, &described, &mut crate::channel_reader::ChannelReader::new(receiver))
-        });
         let key = format!("{}/{}", self.catalogue.folder, manifest.payload.key);
+        let (keys, name) = (self.store.keys().clone(), key.clone());
+        let writing = tokio::task::spawn_blocking(move || {
+            let mut packed = keys.open(ChannelReader::new(receiver), &name)?;
+            crate::archive::assemble(&target, &described, &mut packed)
+        });
         let fetched = codec::fetch(self.store, &key, sender).await;
         let written = writing.await.or_failed(|| "writing the dump was cut off").and_then(|written| written);
         fetched.and(written)

@@ -41,7 +41,8 @@ fn backup(index: usize, kind: Kind, hours: i64, segment: u64, proven: Option<boo
             user: "u".into(),
             system_identifier: None,
         },
-        payload: Payload { key: "k".into(), bytes: 1, compressed_bytes: 1, sha256: String::new() },
+        payload: Payload { key: "k".into(), bytes: 1, compressed_bytes: 1, sha256: String::new(), recipient: None },
+        sealed: None,
         physical: (kind == Kind::Physical).then(|| Physical {
             timeline: 1,
             start,
@@ -60,6 +61,7 @@ fn backup(index: usize, kind: Kind, hours: i64, segment: u64, proven: Option<boo
         tables: 1,
         amcheck: None,
         problems: Vec::new(),
+        sealed: None,
     });
     Backup { manifest, verified }
 }

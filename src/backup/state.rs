@@ -46,6 +46,8 @@ pub struct State {
     pub last_segment: Option<String>,
     /// When it did.
     pub last_shipped: Option<Timestamp>,
+    /// How many files waited in the spool when it was last emptied, or could not be.
+    pub spool_files: Option<u64>,
     /// Why the log does not get into the store.
     pub shipping: Option<Trouble>,
     /// Why there is no full backup.

@@ -1,12 +1,13 @@
 //! How the backups of an instance are, as people and monitoring want to know it.
 //!
 //! What must hold: every figure is measured, never promised; what is wrong is an alarm in words; and asking changes
-//! nothing.
+//! nothing but what this machine remembers of the answer ([`super::gauges`]).
 
 use jiff::{SignedDuration, Timestamp};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, Kind, Verification};
+use super::gauges::Seen;
 use super::plan::{Plan, Range, Target};
 use super::state::State;
 use super::wal::{self, Spool};
@@ -60,7 +61,7 @@ pub struct Status {
 }
 
 /// A backup that was proven by a restore.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Proof {
     /// The backup.
     pub id: String,
@@ -119,6 +120,8 @@ impl Backups<'_> {
         if archives && let Err(error) = self.check_archiving().await {
             status.alarms.push(words(&error));
         }
+        // Only remembered: a full disk must not keep anyone from knowing how things are.
+        let _ = Seen::of(&status, now).write(instance);
         Ok(status)
     }
 
@@ -165,6 +168,10 @@ fn alarms(
             None => alarms.push(format!("there is no {} backup", kind.word())),
             Some(backup) if backup.manifest.created < late => {
                 alarms.push(format!("the newest {} backup is of {}", kind.word(), backup.manifest.created));
+            }
+            Some(backup) if backup.manifest.sealed.is_some() => {
+                let key = backup.manifest.payload.recipient.as_deref().unwrap_or("another key");
+                alarms.push(format!("no key here opens `{}`: it is for {key}", backup.manifest.id));
             }
             Some(backup) if backup.verified.as_ref().is_some_and(|verified| !verified.passed) => {
                 alarms.push(format!("a restore of `{}` did not give what was recorded", backup.manifest.id));

@@ -16,6 +16,7 @@ use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetResult, GetResultPayload, ObjectStore, ObjectStoreExt, WriteMultipart};
 
+use super::keys::Keys;
 use crate::config::{Setting, Settings};
 use crate::error::{Context, Error, ErrorKind, Result};
 
@@ -38,6 +39,8 @@ pub struct Store {
     place: String,
     /// The folder, if it is one.
     folder: Option<PathBuf>,
+    /// What encrypts and opens that of the objects which holds data.
+    keys: Keys,
 }
 
 /// An object as a listing has it.
@@ -55,16 +58,18 @@ impl Store {
     /// The store that is configured.
     ///
     /// # Errors
-    /// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::BadInput`] if it cannot be used.
+    /// [`ErrorKind::NotFound`] if there is none; [`ErrorKind::BadInput`] if it cannot be used; those of [`Keys::of`].
     pub fn of(settings: &Settings) -> Result<Self> {
         let Some(store) = &settings.backup.store else {
             return Err(Error::new(ErrorKind::NotFound, "there is no place for backups")
                 .hint("set `store = \"file:///folder\"` or `store = \"s3://bucket/prefix\"` in the section `[backup]` of tfdev.toml, then run `tfdev up`"));
         };
-        match store.value.strip_prefix("file://") {
-            Some(folder) => Self::folder(folder, store, &settings.project_key()),
-            None => Self::bucket(store, settings),
-        }
+        let keys = Keys::of(settings)?;
+        let opened = match store.value.strip_prefix("file://") {
+            Some(folder) => Self::folder(folder, store, &settings.project_key())?,
+            None => Self::bucket(store, settings)?,
+        };
+        Ok(Self { keys, ..opened })
     }
 
     fn folder(folder: &str, store: &Setting<String>, project: &str) -> Result<Self> {
@@ -80,6 +85,7 @@ impl Store {
             prefix: Path::default(),
             place: store.value.clone(),
             folder: Some(path),
+            keys: Keys::default(),
         })
     }
 
@@ -94,12 +100,18 @@ impl Store {
         let (objects, prefix) = super::s3::open(store, settings)?;
         let prefix = Path::parse(prefix)
             .context(ErrorKind::BadInput, || format!("{}: the prefix in `{}` is no name", store.origin, store.value))?;
-        Ok(Self { objects, prefix, place: super::s3::without_parameters(&store.value), folder: None })
+        let place = super::s3::without_parameters(&store.value);
+        Ok(Self { objects, prefix, place, folder: None, keys: Keys::default() })
     }
 
     /// The place, as people know it.
     pub fn place(&self) -> &str {
         &self.place
+    }
+
+    /// The keys that are configured.
+    pub(super) fn keys(&self) -> &Keys {
+        &self.keys
     }
 
     fn path(&self, key: &str) -> Path {

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::catalogue::{Backup, Catalogue, Kind, Verification};
 use super::fingerprint::{self, Fingerprint};
+use super::keys::is_locked;
 use super::plan::Target;
 use super::restore::{self, Restored, Wanted};
 use super::store::Store;
@@ -83,11 +84,14 @@ pub(super) async fn prove(
     events: &Events,
 ) -> Result<Verification> {
     let manifest = &backup.manifest;
+    // That its key is missing says nothing of the backup.
+    manifest.check_open(store.keys())?;
     let name = throw_away_name(&settings.instance.value);
     let lock = Instance::of(settings).lock_file().with_file_name(format!("{name}.verify.lock"));
     let limit = Duration::from_secs(settings.timeout_seconds.value);
     let _lock = FileLock::acquire(&lock, "the throw-away server", "backup verify", limit, events).await?;
-    let wanted = Wanted { target: Target::Backup(manifest.id.clone()), instance: &name, throw_away: true };
+    let wanted =
+        Wanted { target: Target::Backup(manifest.id.clone()), instance: &name, throw_away: true, replace: false };
     let outcome = restore::restore(settings, &wanted, events).await;
     let verification = match &outcome {
         Ok(restored) => {
@@ -97,20 +101,23 @@ pub(super) async fn prove(
             crate::down::destroy(&own, false, &Events::none()).await?;
             compared?
         }
-        // Whatever is damaged is a finding; that the store or Docker does not answer is none.
+        // Whatever is damaged is a finding; that the store or Docker does not answer, or a key is missing, is none.
+        Err(error) if is_locked(error) => return Err(outcome.expect_err("it was just looked at")),
         Err(error) if matches!(error.kind(), ErrorKind::BadInput | ErrorKind::NotFound | ErrorKind::Refused) => {
             failed(super::words(error))
         }
         Err(error) if error.to_string().contains("ended") => failed(super::words(error)),
         Err(_) => return Err(outcome.expect_err("it was just looked at")),
     };
-    let text = serde_json::to_vec_pretty(&verification).or_failed(|| "cannot write what came of the restore")?;
+    let closed = verification.closed(store.keys())?;
+    let text = serde_json::to_vec_pretty(&closed).or_failed(|| "cannot write what came of the restore")?;
     store.put(&format!("{}/full/{}/verified.json", catalogue.folder, manifest.id), text.into()).await?;
     Ok(verification)
 }
 
 fn failed(problem: String) -> Verification {
-    Verification { at: super::now(), passed: false, restore_ms: 0, tables: 0, amcheck: None, problems: vec![problem] }
+    let problems = vec![problem];
+    Verification { at: super::now(), passed: false, restore_ms: 0, tables: 0, amcheck: None, problems, sealed: None }
 }
 
 fn settings_of(settings: &Settings, restored: &Restored, backup: &Backup) -> Settings {
@@ -149,6 +156,7 @@ async fn compare(settings: &Settings, backup: &Backup, restored: &Restored, even
         tables,
         amcheck,
         problems,
+        sealed: None,
     })
 }
 

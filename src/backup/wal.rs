@@ -17,18 +17,21 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::{Buf, BytesMut};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Row};
 
 use super::Backups;
 use super::catalogue::{Coverage, log_folder, log_key, read_log_key};
 use super::codec;
+use super::keys::{EXTENSION, Keys};
 use super::position::{Lsn, SEGMENT_BYTES, Segment};
 use super::state::{Sample, State};
 use crate::engine::program::{Input, Program};
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::fault;
 use crate::instance::FileLock;
+use crate::spec::hexadecimal;
 
 /// The spool, relative to the data folder.
 pub const SPOOL: &str = "pg_wal/tfdev_spool";
@@ -214,17 +217,18 @@ impl Backups<'_> {
         let mut state = State::read(&self.running.instance, &self.folder);
         state.add(sample(connection).await?);
         let mut shipped = Shipped::default();
-        let (is_empty, given_up) = look(connection).await?;
+        let (waiting, given_up) = look(connection).await?;
         note_gap(&mut state, given_up);
-        let moved = if is_empty { Ok(()) } else { self.move_all(&mut state, &mut shipped).await };
+        let moved = if waiting == 0 { Ok(()) } else { self.move_all(&mut state, &mut shipped).await };
+        state.spool_files = Some(if moved.is_ok() { 0 } else { waiting });
         let trouble = moved.as_ref().err().map(super::words);
         super::state::note(&mut state.shipping, trouble);
         let is_whole = moved.is_ok() && state.gap.is_none();
         let covered = if is_whole { self.cover(&mut state, shipped.files > 0).await } else { Ok(()) };
         // Others have written meanwhile what is theirs.
         let others = State::read(&self.running.instance, &self.folder);
-        let State { safe, waiting, last_segment, last_shipped, shipping, gap, .. } = state;
-        let state = State { safe, waiting, last_segment, last_shipped, shipping, gap, ..others };
+        let State { safe, waiting, last_segment, last_shipped, spool_files, shipping, gap, .. } = state;
+        let state = State { safe, waiting, last_segment, last_shipped, spool_files, shipping, gap, ..others };
         state.write(&self.running.instance)?;
         moved.and(covered)?;
         Ok(shipped)
@@ -299,9 +303,12 @@ impl Backups<'_> {
             let folder = log_folder(&name);
             if !known.contains_key(&folder) {
                 let listed = self.store.list(&format!("{}/{folder}", self.folder)).await?;
-                let listed = listed.iter().filter_map(|object| read_log_key(&object.key));
-                let listed = listed.map(|(name, sum)| (name.to_owned(), sum.to_owned())).collect();
-                known.insert(folder.clone(), listed);
+                self.store.keys().check_no_clear_text(listed.iter().map(|object| object.key.as_str()))?;
+                let found = listed.into_iter().filter_map(|object| {
+                    let name = read_log_key(&object.key)?.0.to_owned();
+                    Some((name, object.key))
+                });
+                known.insert(folder.clone(), found.collect());
             }
             let there = known.get(&folder).and_then(|listed| listed.get(&name)).map(String::as_str);
             self.store_file(&name, contents, there).await?;
@@ -311,31 +318,53 @@ impl Backups<'_> {
         Ok(names)
     }
 
-    /// Brings one file into the store; `there` is the checksum of the one that it has under this name.
+    /// Brings one file into the store; `there` is the object that it has under this name.
     async fn store_file(&self, name: &str, contents: bytes::Bytes, there: Option<&str>) -> Result<()> {
-        let what = || format!("packing `{name}` was cut off");
-        let packed = tokio::task::spawn_blocking(move || codec::pack_file(&contents)).await;
-        let (packed, sha256) = packed.or_failed(what)??;
-        match there {
-            Some(same) if same == sha256 => return Ok(()),
-            Some(_) => {
-                return Err(Error::failed(format!("the store has another `{name}` than this server"))
-                    .hint("another server writes to the same place; look at `project` in tfdev.toml")
-                    .hint("`tfdev backup now --only physical` begins anew, once only one server is left"));
-            }
-            None => {}
-        }
-        let key = format!("{}/{}", self.folder, log_key(name, &sha256));
+        let damaged = match there {
+            None => None,
+            Some(key) => match self.is_same(key, contents.clone()).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => {
+                    return Err(Error::failed(format!("the store has another `{name}` than this server"))
+                        .hint("another server writes to the same place; look at `project` in tfdev.toml")
+                        .hint("`tfdev backup now --only physical` begins anew, once only one server is left"));
+                }
+                // Its own checksum says so, and what is right is here.
+                Err(error) if error.kind() == ErrorKind::BadInput => Some(key),
+                Err(error) => return Err(error),
+            },
+        };
+        // Of a history file all is known by the names of objects, and whoever plans a recovery needs it.
+        let is_history = super::position::history_file(name).is_some();
+        let keys = if is_history { Keys::default() } else { self.store.keys().clone() };
+        let extension = keys.extension();
+        let packed = tokio::task::spawn_blocking(move || codec::pack_file(&contents, &keys)).await;
+        let (packed, sha256) = packed.or_failed(|| format!("packing `{name}` was cut off"))??;
+        let key = format!("{}/{}", self.folder, log_key(name, &sha256, extension));
         self.store.put(&key, packed.clone()).await?;
         fault::point("backup.ship.put").await;
         // What is taken out of the spool is nowhere else: the store's word alone is not enough.
-        match self.store.get(&key).await? {
-            Some(back) if back == packed => Ok(()),
-            _ => Err(Error::failed(format!(
+        if self.store.get(&key).await? != Some(packed) {
+            return Err(Error::failed(format!(
                 "the backup store {} said that it wrote `{key}`, but gives something else back",
                 self.store.place()
-            ))),
+            )));
         }
+        match damaged.filter(|damaged| *damaged != key) {
+            Some(damaged) => self.store.delete(damaged).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Whether an object holds exactly these contents. The name of one that is not encrypted tells; of the others no two
+    /// are alike, so it is opened.
+    async fn is_same(&self, key: &str, contents: bytes::Bytes) -> Result<bool> {
+        let sum = read_log_key(key).map(|(_, sum)| sum.to_owned()).unwrap_or_default();
+        if key.ends_with(EXTENSION) {
+            return Ok(codec::read_checked(&self.store, key, &sum).await? == contents);
+        }
+        let own = tokio::task::spawn_blocking(move || hexadecimal(&Sha256::digest(&contents))).await;
+        Ok(own.or_failed(|| "looking at a file of the log was cut off")? == sum)
     }
 
     /// Tells the store up to when everything is in it.
@@ -366,16 +395,17 @@ fn note_gap(state: &mut State, first: Option<String>) {
     super::state::note(&mut state.gap, what);
 }
 
-/// Whether the spool is empty, and the first segment that was given up; asked of the server, which is quicker than a
+/// How many files are in the spool, and the first segment that was given up; asked of the server, which is quicker than a
 /// program beside it.
-async fn look(connection: &mut PgConnection) -> Result<(bool, Option<String>)> {
+async fn look(connection: &mut PgConnection) -> Result<(u64, Option<String>)> {
     let what = || "cannot look at the log's spool";
     let question = format!(
-        "SELECT NOT EXISTS (SELECT FROM pg_ls_dir('{SPOOL}', true, false) f WHERE f !~ '[.]part$'), \
+        "SELECT (SELECT count(*) FROM pg_ls_dir('{SPOOL}', true, false) f WHERE f !~ '[.]part$'), \
          split_part(pg_read_file('{GAP}', 0, 1000, true), E'\\n', 1)"
     );
     let row = sqlx::raw_sql(sqlx::AssertSqlSafe(question)).fetch_one(connection).await.or_failed(what)?;
-    Ok((row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?))
+    let count: i64 = row.try_get(0).or_failed(what)?;
+    Ok((count.unsigned_abs(), row.try_get(1).or_failed(what)?))
 }
 
 /// The server's present moment.

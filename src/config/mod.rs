@@ -213,6 +213,8 @@ pub struct FreshSettings {
 pub struct BackupSettings {
     /// Where backups go: an `s3://` or `file:///` URL; `None` means that there are none.
     pub store: Option<Setting<String>>,
+    /// The file with the keys that encrypt and open backups, absolute; `None` means that new ones are not encrypted.
+    pub encryption_key_file: Option<Setting<PathBuf>>,
     /// When the daily full backup is made: hour and minute, UTC.
     pub schedule: Setting<String>,
     /// How many days a full backup is kept.

@@ -89,6 +89,7 @@ pub(super) const KEYS: &[Key] = &[
     key("fresh.keep_on_failure", Kind::Bool),
     key("fresh.idle_stop", Kind::Number(0, 2_592_000)),
     key("backup.store", Kind::Text(names::store)),
+    key("backup.encryption_key_file", Kind::Path),
     key("backup.schedule", Kind::Text(names::time_of_day)),
     key("backup.keep_full_days", Kind::Number(1, 36_500)),
     key("backup.keep_wal_days", Kind::Number(1, 36_500)),

@@ -137,6 +137,7 @@ fn build(layer: Layer, project_dir: &Setting<PathBuf>, environment: &Environment
         },
         backup: BackupSettings {
             store: optional("backup.store"),
+            encryption_key_file: path("backup.encryption_key_file"),
             schedule: text("backup.schedule"),
             keep_full_days: number("backup.keep_full_days"),
             keep_wal_days: number("backup.keep_wal_days"),

@@ -57,6 +57,7 @@ idle_stop = 3600
 
 [backup]
 store = "s3://bucket/prefix"    # or file:///path
+encryption_key_file = "backup.key"  # encrypts before it leaves the machine
 schedule = "02:00"              # UTC
 keep_full_days = 7
 keep_wal_days = 30

@@ -21,12 +21,14 @@ use crate::event::Events;
 use crate::server::Server;
 
 /// The calls of an engine that can fail, by their names.
-pub const STEPS: [&str; 14] = [
+pub const STEPS: [&str; 16] = [
     "observe",
     "resources",
     "source",
     "start",
     "restore",
+    "before_rename",
+    "renamed",
     "server",
     "check_alive",
     "flush",
@@ -184,6 +186,14 @@ impl Engine for FaultEngine {
 
     async fn destroy(&self) -> Result<Vec<String>> {
         self.call("destroy", self.inner.destroy()).await
+    }
+
+    async fn before_rename(&self) -> Result<()> {
+        self.call("before_rename", self.inner.before_rename()).await
+    }
+
+    async fn renamed(&self) -> Result<()> {
+        self.call("renamed", self.inner.renamed()).await
     }
 
     async fn flush(&self) -> Result<()> {

@@ -287,6 +287,15 @@ pub trait Engine: Send + Sync {
     /// [`ErrorKind::Conflict`] if there is any; whatever else fails leaves what [`Engine::destroy`] removes.
     async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()>;
 
+    /// Gets the data ready for another name of its instance, whose state folder is about to take the place of another's:
+    /// until [`Engine::renamed`] the data is known by the name that it has now. Changes nothing else.
+    ///
+    /// Fails with [`ErrorKind::Refused`] where data cannot be renamed.
+    async fn before_rename(&self) -> Result<()>;
+
+    /// Gives the data of a server that does not run the name that its instance has now.
+    async fn renamed(&self) -> Result<()>;
+
     /// Fails, with the server's last log lines, if the server's process is no longer alive.
     async fn check_alive(&self) -> Result<()>;
 

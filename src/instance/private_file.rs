@@ -56,6 +56,23 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<bool> {
     finish(path, &temporary, linked).map(|()| true)
 }
 
+/// Two folders of one file system get each other's name, in one step: whatever kills us, either both have or none.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let what = || format!("cannot let `{}` and `{}` change places", one.display(), other.display());
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).map_err(io::Error::from).or_failed(what)?;
+    sync_folder(one).and_then(|()| sync_folder(other)).or_failed(what)
+}
+
+/// There is no such step here.
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
+    let message =
+        format!("this system cannot let `{}` and `{}` change places in one step", one.display(), other.display());
+    Err(Error::new(ErrorKind::Refused, message))
+}
+
 /// Takes the permissions of others from a file or folder that has more than `mode`; says whether there were any.
 pub(crate) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
     #[cfg(unix)]
@@ -201,6 +218,19 @@ mod tests {
         fs::set_permissions(&below, fs::Permissions::from_mode(0o755)).unwrap();
         create_folder(&below).unwrap();
         assert_eq!(mode(&below), 0o700);
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    #[test]
+    fn two_folders_change_places() {
+        let folder = tempfile::tempdir().unwrap();
+        let [one, other] = ["one", "other"].map(|name| folder.path().join(name));
+        fs::create_dir(&one).unwrap();
+        assert!(exchange(&one, &other).is_err() && one.exists(), "nothing without the other");
+        fs::create_dir(&other).unwrap();
+        fs::write(one.join("of one"), "").unwrap();
+        exchange(&one, &other).unwrap();
+        assert_eq!((names(&one), names(&other)), (Vec::new(), vec!["of one".to_owned()]));
     }
 
     #[test]

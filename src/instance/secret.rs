@@ -136,6 +136,17 @@ impl Secrets {
         read(&self.user_file(), events)
     }
 
+    /// Takes over the passwords that another instance has.
+    pub(crate) fn take_over(&self, other: &Self, events: &Events) -> Result<()> {
+        private_file::create_folder(&self.folder)?;
+        for (own, file) in [(self.superuser_file(), other.superuser_file()), (self.user_file(), other.user_file())] {
+            if let Some(password) = read(&file, events)? {
+                private_file::write(&own, format!("{}\n", password.expose()).as_bytes())?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes the pgpass file with these lines in place of what it had.
     pub fn write_pgpass(&self, entries: &[PgpassEntry<'_>]) -> Result<PathBuf> {
         let path = self.pgpass_file();

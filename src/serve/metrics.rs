@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::backup::gauges::Gauges;
 use crate::fresh::{FreshDatabase, Stage};
 
 /// The upper ends of the histogram's buckets, in seconds: from a hand-out out of a warm pool to the longest wait.
@@ -56,6 +57,8 @@ pub(super) struct Now {
     pub(super) taken: usize,
     pub(super) unlocked: usize,
     pub(super) leases: usize,
+    /// What this machine remembers of the project's backups.
+    pub(super) backups: Vec<Gauges>,
 }
 
 impl Metrics {
@@ -102,6 +105,7 @@ impl Metrics {
         family.head("tfdev_serve_recycled_total", "counter", "Databases that clients forgot and that made room.");
         family.value("tfdev_serve_recycled_total", "", self.recycled.load(Ordering::Relaxed));
         self.write_hand_outs(&mut family);
+        write_backups(&now.backups, &mut family);
         family.head("tfdev_serve_requests_total", "counter", "Answers, by method, route and status.");
         for ((method, route, status), count) in self.requests.lock().unwrap_or_else(PoisonError::into_inner).iter() {
             let labels = format!("method=\"{method}\",route=\"{route}\",status=\"{status}\"");
@@ -127,6 +131,56 @@ impl Metrics {
     }
 }
 
+/// Writes the figures of backups; nothing where there are none.
+fn write_backups(backups: &[Gauges], family: &mut Family<'_>) {
+    if backups.is_empty() {
+        return;
+    }
+    let mut write = |name: &str, help: &str, value: &dyn Fn(&Gauges) -> Option<f64>| {
+        let name = format!("tfdev_backup_{name}");
+        family.head(&name, "gauge", help);
+        for one in backups {
+            if let Some(value) = value(one) {
+                family.value(&name, &format!("instance=\"{}\"", one.instance), value);
+            }
+        }
+    };
+    write("last_wal_timestamp_seconds", "When the last part of the log came into the store.", &|one| {
+        one.last_wal.map(seconds)
+    });
+    write("rpo_seconds", "How much would be lost now, at most.", &|one| one.rpo_seconds.map(float));
+    write("last_verified_timestamp_seconds", "When a restore last proved a backup.", &|one| {
+        one.last_verified.as_ref().map(|proof| seconds(proof.at))
+    });
+    write("rto_seconds", "How long that restore took until the server answered.", &|one| {
+        one.last_verified.as_ref().map(|proof| float(proof.rto_ms) / 1000.0)
+    });
+    write("store_bytes", "What is in the store.", &|one| one.stored_bytes.map(float));
+    write("spool_bytes", "What of the log waits for the store.", &|one| one.spool_bytes.map(float));
+    write("alarms", "Alarms of `tfdev backup status` when the store was last looked at.", &|one| {
+        one.alarms.map(|alarms| float(alarms as u64))
+    });
+    write("seen_timestamp_seconds", "When the store was last looked at.", &|one| one.seen.map(seconds));
+    write("agent", "Whether an agent is at work.", &|one| Some(f64::from(u8::from(one.agent))));
+    let name = "tfdev_backup_last_full_timestamp_seconds";
+    family.head(name, "gauge", "When the newest full backup was begun, by kind.");
+    for one in backups {
+        for (kind, at) in &one.last_full {
+            let labels = format!("instance=\"{}\",kind=\"{}\"", one.instance, kind.word());
+            family.value(name, &labels, seconds(*at));
+        }
+    }
+}
+
+fn seconds(at: jiff::Timestamp) -> f64 {
+    float(u64::try_from(at.as_second()).unwrap_or_default())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers; below 2^53 they are exact")]
+fn float(number: u64) -> f64 {
+    number as f64
+}
+
 /// Writes families of values.
 struct Family<'a>(&'a mut String);
 
@@ -144,6 +198,8 @@ impl Family<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backup::catalogue::Kind;
+    use crate::backup::status::Proof;
 
     #[test]
     fn the_text_is_one_that_prometheus_reads() {
@@ -159,8 +215,24 @@ mod tests {
             taken: 2,
             unlocked: 0,
             leases: 0,
+            backups: Vec::new(),
         };
-        let text = metrics.text(&now);
+        assert!(!metrics.text(&now).contains("tfdev_backup"), "nothing without a store");
+        let at = jiff::Timestamp::from_second(1_700_000_000).unwrap();
+        let backups = Gauges {
+            instance: "dev".into(),
+            last_full: [(Kind::Physical, at)].into(),
+            last_wal: Some(at),
+            rpo_seconds: Some(3),
+            last_verified: Some(Proof { id: "x".into(), at, rto_ms: 1500 }),
+            stored_bytes: Some(1 << 40),
+            spool_bytes: None,
+            alarms: Some(0),
+            seen: Some(at),
+            agent: true,
+        };
+        let text = metrics.text(&Now { backups: vec![backups], ..now });
+        assert!(!text.contains("tfdev_backup_spool_bytes{"), "what is not known is left out");
         for line in [
             "tfdev_fresh_databases{stage=\"free\"} 0",
             "tfdev_serve_hand_out_seconds_bucket{door=\"integresql\",le=\"0.002\"} 0",
@@ -168,6 +240,11 @@ mod tests {
             "tfdev_serve_hand_out_seconds_bucket{door=\"integresql\",le=\"+Inf\"} 1",
             "tfdev_serve_hand_out_seconds_count{door=\"integresql\"} 1",
             "tfdev_serve_requests_total{method=\"GET\",route=\"/fresh\",status=\"200\"} 1",
+            "tfdev_backup_last_full_timestamp_seconds{instance=\"dev\",kind=\"physical\"} 1700000000",
+            "tfdev_backup_rpo_seconds{instance=\"dev\"} 3",
+            "tfdev_backup_rto_seconds{instance=\"dev\"} 1.5",
+            "tfdev_backup_store_bytes{instance=\"dev\"} 1099511627776",
+            "tfdev_backup_agent{instance=\"dev\"} 1",
         ] {
             assert!(text.lines().any(|one| one == line), "{line} is missing in:\n{text}");
         }

@@ -41,6 +41,7 @@ pub(super) async fn metrics(State(shared): State<Arc<Shared>>) -> Result<Respons
         taken,
         unlocked,
         leases: shared.leases().len(),
+        backups: crate::backup::gauges::read(shared.pools.settings())?,
     };
     Ok(typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", shared.metrics.text(&now)))
 }

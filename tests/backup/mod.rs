@@ -5,11 +5,13 @@
 //! backup.
 
 mod cycle;
+mod encryption;
 mod external;
 mod faults;
 mod log;
 mod month;
 mod recovery;
+mod replace;
 mod retention;
 #[cfg(unix)]
 mod s3;

@@ -88,6 +88,44 @@ fn the_service_tells_of_itself() {
 }
 
 #[test]
+fn the_figures_of_backups_are_those_that_the_agent_saw_last() {
+    run_on(TestEngine::Native, |env: &TestEnv| {
+        let served = Served::start(env);
+        let figure = |served: &Served, name: &str| {
+            let text = served.get("/metrics").is(200).body;
+            let line = text.lines().find(|line| line.starts_with(&format!("tfdev_backup_{name}{{instance=\"dev\"")));
+            line.map(|line| line.rsplit_once(' ').unwrap().1.parse::<f64>().unwrap())
+        };
+        assert!(!served.get("/metrics").is(200).body.contains("tfdev_backup"), "there is no store");
+        drop(served);
+
+        let store = env.path("store");
+        let project = env.id.clone();
+        env.write("tfdev.toml", format!("project = \"{project}\"\n[backup]\nstore = \"file://{}\"\n", store.display()));
+        env.up();
+        let served = Served::start(env);
+        assert_eq!(figure(&served, "agent"), None, "nobody has worked on backups yet");
+        env.run(&["backup", "agent", "--once"]).ok();
+        let status = env.run(&["--json", "backup", "status"]).ok().json();
+        // Whatever the store has become: nobody asks it.
+        let away = env.path("away");
+        std::fs::rename(&store, &away).unwrap();
+        assert_eq!(figure(&served, "store_bytes").unwrap().to_string(), status["stored_bytes"].to_string());
+        let rto_ms = (figure(&served, "rto_seconds").unwrap() * 1000.0).round();
+        assert_eq!(rto_ms.to_string(), status["last_verified"]["rto_ms"].to_string());
+        assert!(figure(&served, "rpo_seconds").unwrap() < 300.0);
+        assert_eq!((figure(&served, "alarms"), figure(&served, "spool_bytes")), (Some(0.0), Some(0.0)));
+        for name in ["last_full", "last_wal", "last_verified", "seen"] {
+            let at = figure(&served, &format!("{name}_timestamp_seconds")).unwrap();
+            assert!((1.6e9..1e11).contains(&at), "{name}: {at}");
+        }
+        assert_eq!(figure(&served, "agent"), Some(0.0));
+        drop(served);
+        env.run(&["destroy", "--all", "--yes"]).ok();
+    });
+}
+
+#[test]
 fn pages_of_other_sites_and_callers_without_the_token_are_refused() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         env.run(&["serve", "--listen", "0.0.0.0:0"]).exits(5).says("no token").says("--token-file");

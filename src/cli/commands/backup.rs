@@ -18,6 +18,7 @@ use crate::backup::{self, Backups};
 use crate::cli::Session;
 use crate::cli::progress::seconds;
 use crate::error::Result;
+use crate::instance::Instance;
 use crate::server::Running;
 
 /// Make backups, recover to any second, and prove that it works
@@ -65,9 +66,15 @@ enum Action {
         /// A point that `tfdev backup mark` has set
         #[arg(long, value_name = "NAME")]
         to_name: Option<String>,
-        /// The name of the new instance
+        /// The name of the new instance; with `--replace` the name under which the old one is kept
         #[arg(long = "as", value_name = "INSTANCE")]
         as_instance: String,
+        /// Put it in the place of the instance that it was restored from, with the same port and passwords; asks first
+        ///
+        /// The old server is stopped and kept with its data, under the name that `--as` gives, until `tfdev destroy
+        /// --instance NAME`. Engine `native` only.
+        #[arg(long)]
+        replace: bool,
     },
     /// Restore into a throw-away server and compare with what was recorded
     Verify {
@@ -87,6 +94,14 @@ enum Action {
         /// Only show what stays and what goes, and why
         #[arg(long)]
         dry_run: bool,
+    },
+    /// Make a key that encrypts backups, for `encryption_key_file` in the section `[backup]` of tfdev.toml
+    ///
+    /// Keep a copy of the file where the backups are not: without it nobody can open them. The format is that of age: its
+    /// own program opens the backups, too.
+    Key {
+        /// The file to write, which must not be there yet
+        file: std::path::PathBuf,
     },
     /// Let a restored instance archive its log, from the next `tfdev up` on
     Enable,
@@ -131,7 +146,7 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
             let listings = backup::list(settings, events).await?;
             output.result(&listings, |out| write_list(&listings, out))?;
         }
-        Action::Restore { id, to, to_lsn, to_name, as_instance } => {
+        Action::Restore { id, to, to_lsn, to_name, as_instance, replace } => {
             let target = match (id, to, to_lsn, to_name) {
                 (Some(id), ..) => Target::Backup(id),
                 (_, Some(time), ..) => Target::Time(time),
@@ -139,11 +154,27 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
                 (.., Some(name)) => Target::Name(name),
                 _ => Target::Latest,
             };
-            let wanted = Wanted { target, instance: &as_instance, throw_away: false };
-            let restored = backup::restore::restore(settings, &wanted, events).await?;
+            let wanted = Wanted { target, instance: &as_instance, throw_away: false, replace };
+            if replace {
+                backup::replace::check(settings, events).await?;
+                let old = Instance::of(settings).container_name();
+                output.confirm(&format!(
+                    "Stop `{old}`, keep it as `{as_instance}`, and put what is restored in its place?"
+                ))?;
+            }
+            let mut restored = Box::pin(backup::restore::restore(settings, &wanted, events)).await?;
+            if replace {
+                restored = Box::pin(backup::replace::replace(settings, restored, events)).await?;
+            }
             output.result(&restored, |out| {
                 let elapsed = seconds(Duration::from_millis(restored.elapsed_ms));
                 writeln!(out, "restored `{}` from {} in {elapsed}", restored.instance, restored.backup)?;
+                if let Some(old) = &restored.replaced {
+                    writeln!(
+                        out,
+                        "what was there is stopped and kept as `{old}`: `tfdev destroy --instance {old}` removes it"
+                    )?;
+                }
                 if let Some(commit) = restored.last_commit {
                     writeln!(out, "the last change in it is of {}", moment(commit))?;
                 }
@@ -165,6 +196,13 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
         Action::Agent { once, action: None } => {
             let mut tell = |pass: &Pass| drop(write_pass(pass, session));
             backup::agent::run(settings, once, events, &mut tell).await?;
+        }
+        Action::Key { file } => {
+            let made = backup::keys::create(&file)?;
+            output.result(&made, |out| {
+                writeln!(out, "wrote {}; its public key is {}", made.file.display(), made.public_key)?;
+                writeln!(out, "keep a copy of it elsewhere: without it nobody can open the backups")
+            })?;
         }
         Action::Enable => {
             backup::enable(settings, events).await?;

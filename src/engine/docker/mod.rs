@@ -344,6 +344,20 @@ impl Engine for DockerEngine {
         self.restore_data(request, data).await
     }
 
+    async fn before_rename(&self) -> Result<()> {
+        Err(Error::new(
+            ErrorKind::Refused,
+            "Docker cannot give a volume another name or other labels, by which tfdev knows whose data it is",
+        )
+        .hint(format!("leave `--replace` out, and go on with the restored instance beside `{}`", self.instance.name))
+        .hint("or bring it over as a snapshot: `tfdev snapshot export` there, `import` and `restore` here"))
+    }
+
+    async fn renamed(&self) -> Result<()> {
+        // No instance gets that far.
+        Ok(())
+    }
+
     async fn check_alive(&self) -> Result<()> {
         let name = self.instance.container_name();
         match self.container().await? {

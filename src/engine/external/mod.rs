@@ -407,6 +407,14 @@ impl Engine for ExternalEngine {
         Ok(Started { created, started: false, reconfigured: false, endpoint, first_password: None, parts })
     }
 
+    async fn before_rename(&self) -> Result<()> {
+        Err(super::cannot("put another server in its place", "the server is not tfdev's own"))
+    }
+
+    async fn renamed(&self) -> Result<()> {
+        Ok(())
+    }
+
     async fn check_alive(&self) -> Result<()> {
         Ok(())
     }

@@ -38,7 +38,7 @@ pub(super) struct Marker {
     /// The instance's identity.
     pub(super) id: Uuid,
     project: String,
-    instance: String,
+    pub(super) instance: String,
     /// The programs that it was made with.
     programs: String,
 }
@@ -52,8 +52,9 @@ pub(super) struct DataFolder {
 }
 
 impl DataFolder {
-    /// Looks at the data folder; `None` if there is none. Fails if it is someone else's.
-    pub(super) fn look(data: &Path, instance: &Instance) -> Result<Option<Self>> {
+    /// Looks at the data folder; `None` if there is none. Fails if it is someone else's. `former` is another name that the
+    /// instance had, which the data may still carry.
+    pub(super) fn look(data: &Path, instance: &Instance, former: Option<&str>) -> Result<Option<Self>> {
         let what = || format!("cannot look at the data folder `{}`", data.display());
         let found = match fs::symlink_metadata(data) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -68,7 +69,8 @@ impl DataFolder {
             bytes => bytes.or_failed(what)?,
         };
         let marker: Marker = serde_json::from_slice(&bytes).map_err(|error| not_made_by_us(data).caused_by(error))?;
-        if marker.project != instance.project || marker.instance != instance.name {
+        let has_name = marker.instance == instance.name || former == Some(marker.instance.as_str());
+        if marker.project != instance.project || !has_name {
             return Err(Error::new(
                 ErrorKind::Refused,
                 format!(
@@ -81,6 +83,28 @@ impl DataFolder {
             .hint("move it to where that project looks for it, or away"));
         }
         Ok(Some(Self { marker, account }))
+    }
+
+    /// Writes the instance's name into the marker, if that has another one.
+    pub(super) fn rename(&self, data: &Path, instance: &Instance) -> Result<()> {
+        if self.marker.instance == instance.name {
+            return Ok(());
+        }
+        let (path, partial) = (data.join(MARKER), data.join(format!("{MARKER}.part")));
+        let marker = Marker { instance: instance.name.clone(), ..self.marker.clone() };
+        let text = serde_json::to_vec(&marker).expect("texts and a number are always JSON");
+        let write = || {
+            match fs::remove_file(&partial) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&partial)?;
+            io::Write::write_all(&mut file, &text)?;
+            self.account.give(&file)?;
+            file.sync_all()?;
+            fs::rename(&partial, &path)
+        };
+        write().or_failed(|| format!("cannot write `{}`", path.display()))
     }
 
     /// Fails unless the data is this major version's.
@@ -390,11 +414,11 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let instance = instance(root.path());
         let data = root.path().join("data");
-        assert!(DataFolder::look(&data, &instance).unwrap().is_none());
+        assert!(DataFolder::look(&data, &instance, None).unwrap().is_none());
         fs::create_dir(&data).unwrap();
         Account::for_new(None).unwrap().0.give_path(&data).unwrap();
         let refused = |words: &str| {
-            let error = DataFolder::look(&data, &instance).unwrap_err();
+            let error = DataFolder::look(&data, &instance, None).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Refused);
             assert!(error.to_string().contains(words), "{error}");
         };
@@ -410,7 +434,14 @@ mod tests {
         marker("other");
         refused("belongs to the instance `dev` of the project `other`");
         marker("app");
-        assert_eq!(DataFolder::look(&data, &instance).unwrap().unwrap().marker.id, id);
+        assert_eq!(DataFolder::look(&data, &instance, None).unwrap().unwrap().marker.id, id);
+        // Under another name it is the instance's own only if it had that.
+        let other = Instance { name: "other".into(), ..instance.clone() };
+        assert!(DataFolder::look(&data, &other, Some("test")).is_err());
+        let folder = DataFolder::look(&data, &other, Some("dev")).unwrap().unwrap();
+        folder.rename(&data, &other).unwrap();
+        assert_eq!(DataFolder::look(&data, &other, None).unwrap().unwrap().marker.id, id);
+        assert!(DataFolder::look(&data, &instance, None).is_err());
     }
 
     #[test]

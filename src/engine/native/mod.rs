@@ -39,7 +39,7 @@ use crate::engine::{
     DataMount, DataSource, Endpoint, Engine, EngineKind, LogReceiver, Observed, Parts, ProgramOutput, Resources,
     Source, StartRequest, Started, State,
 };
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, ErrorKind, Result};
 use crate::event::Events;
 use crate::instance::Instance;
 use crate::pg::programs::{Programs, SearchPlaces};
@@ -112,10 +112,21 @@ impl NativeEngine {
         let kept = Kept::read(&self.instance);
         let place = Place::of(&self.instance, kept.as_ref());
         let data = place.data();
-        let folder = DataFolder::look(&data, &self.instance)?;
+        let former = kept.as_ref().and_then(|kept| kept.former.as_deref());
+        let folder = DataFolder::look(&data, &self.instance, former)?;
         let pid_file = folder.as_ref().and_then(|_| PidFile::read(&data));
         let process = pid_file.as_ref().map_or(Process::Gone, |file| file.process(&data));
         Ok(Found { kept, place, folder, pid_file, process })
+    }
+
+    /// Gives the data its instance's name, if it still carries the one that this had before.
+    fn settle_name(&self, found: &Found) -> Result<()> {
+        let (Some(folder), Some(kept)) = (&found.folder, &found.kept) else { return Ok(()) };
+        folder.rename(&found.place.data(), &self.instance)?;
+        if kept.former.is_none() {
+            return Ok(());
+        }
+        Kept { former: None, ..kept.clone() }.write(&found.place)
     }
 
     fn socket_dir(&self, place: &Place) -> PathBuf {
@@ -226,6 +237,25 @@ impl Engine for NativeEngine {
 
     async fn restore(&self, request: &StartRequest, data: DataSource) -> Result<()> {
         self.restore_data(request, data).await
+    }
+
+    async fn before_rename(&self) -> Result<()> {
+        let found = self.find()?;
+        let (Some(folder), Some(kept)) = (&found.folder, found.kept.clone()) else {
+            return Err(self.instance.not_found());
+        };
+        if kept.in_memory {
+            return Err(Error::new(
+                ErrorKind::Refused,
+                format!("the data of `{}` is in memory and goes with its server", self.instance.name),
+            ));
+        }
+        let former = Some(folder.marker.instance.clone());
+        if kept.former == former { Ok(()) } else { Kept { former, ..kept }.write(&found.place) }
+    }
+
+    async fn renamed(&self) -> Result<()> {
+        self.settle_name(&self.find()?)
     }
 
     async fn check_alive(&self) -> Result<()> {

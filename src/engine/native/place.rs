@@ -14,7 +14,8 @@
 //!
 //! The home is the same folder as the first one, but:
 //! - if root runs tfdev the server runs as another user, who must not need to reach into root's state folder: the home is
-//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data`, `run` and `files` alone;
+//!   `/var/lib/tfdev/<hash of the state folder>`, of which that user owns `data`, `run` and `files` alone; an instance that
+//!   took another's place keeps the home that it had;
 //! - data in memory has its home on a tmpfs.
 //!
 //! What must hold: nothing absolute is kept about a home inside the state folder, so that it can be moved with it; and a
@@ -52,6 +53,9 @@ pub(super) struct Kept {
     pub(super) id: Uuid,
     /// The home, if it is outside of the state folder.
     pub(super) home: Option<PathBuf>,
+    /// The name that the data carries until the instance's new one is written there: its state folder took another's place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) former: Option<String>,
     /// Whether the data is in memory and goes with the server.
     pub(super) in_memory: bool,
     /// The hash of the spec that the server was started with.
@@ -89,6 +93,25 @@ fn records(instance: &Instance) -> PathBuf {
     instance.state_dir.join("native")
 }
 
+/// The home of that name, or one of its like: instances that took each other's place kept their homes, so it may be that
+/// of another.
+fn free_home(home: &Path, instance: &Instance) -> PathBuf {
+    let numbered = (1..).map(|number| home.with_added_extension(number.to_string()));
+    let mut homes = std::iter::once(home.to_owned()).chain(numbered);
+    homes.find(|home| !home.exists() || !is_anothers(home, instance)).expect("there is no end of them")
+}
+
+/// Whether another instance of the project has its home there.
+fn is_anothers(home: &Path, instance: &Instance) -> bool {
+    let others = instance.state_dir.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
+    let mut others = others.map(|entry| entry.path()).filter(|other| *other != instance.state_dir);
+    others.any(|other| {
+        let kept = fs::read(other.join("native/server.json")).ok();
+        let kept: Option<Kept> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        kept.is_some_and(|kept| kept.home.as_deref() == Some(home))
+    })
+}
+
 /// Tells instances apart in a folder that all share.
 fn hash(instance: &Instance) -> String {
     hexadecimal(&Sha256::digest(instance.state_dir.as_os_str().as_encoded_bytes())[..8])
@@ -101,7 +124,7 @@ impl Place {
         let outside = kept.and_then(|kept| kept.home.clone());
         let home = outside.unwrap_or_else(|| {
             if Account::am_root() && !records.join("data").exists() {
-                Path::new(SYSTEM_FOLDER).join(hash(instance))
+                free_home(&Path::new(SYSTEM_FOLDER).join(hash(instance)), instance)
             } else {
                 records.clone()
             }

@@ -84,6 +84,7 @@ impl NativeEngine {
     /// Who runs the server of the data that is there; `None` if new data is to be made.
     fn reuse(&self, found: &Found, request: &StartRequest, programs: &Programs) -> Result<Option<Account>> {
         let Some(folder) = &found.folder else { return Ok(None) };
+        self.settle_name(found)?;
         let in_memory = found.kept.as_ref().is_some_and(|kept| kept.in_memory);
         match (in_memory, request.spec.data) {
             (true, DataPlacement::Volume) => {
@@ -243,6 +244,7 @@ fn remember(found: &Found, place: &Place, in_memory: bool, request: &StartReques
     let kept = Kept {
         id: request.id,
         home: place.outside(),
+        former: None,
         in_memory,
         spec_hash: request.spec.hash(),
         programs: programs.clone(),

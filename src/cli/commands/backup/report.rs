@@ -32,7 +32,8 @@ pub(super) fn write_summary(one: &Summary, out: &mut dyn Write) -> std::io::Resu
         Some(_) => "DAMAGED".to_owned(),
     };
     let sizes = format!("{} ({} stored)", megabytes(one.bytes), megabytes(one.stored_bytes));
-    writeln!(out, "{:<26}  {:<24}  {} tables  {proof}", one.id, sizes, one.tables)
+    let encrypted = if one.recipient.is_some() { "  encrypted" } else { "" };
+    writeln!(out, "{:<26}  {:<24}  {} tables  {proof}{encrypted}", one.id, sizes, one.tables)
 }
 
 fn write_range(range: Option<&Range>, out: &mut dyn Write) -> std::io::Result<()> {

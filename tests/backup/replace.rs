@@ -1,0 +1,115 @@
+//! A restored instance in the place of the one that it was restored from.
+
+use serde_json::json;
+
+use super::{Side, assert_prefix, history};
+use crate::support::{ONE_SERVER, TestEngine, TestEnv, finish, one, query, run_on, start, try_query};
+
+#[test]
+fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
+    run_on(TestEngine::Native, |env: &TestEnv| {
+        let side = Side::up(env);
+        side.add(1..=3);
+        side.base();
+        side.backup(&["mark", "good"]).ok();
+        side.add(4..=5);
+        let (url, superuser) = (env.url(), side.superuser());
+        side.backup(&["restore", "--to-name", "good", "--as", "before", "--replace"]).exits(5).says("--yes");
+        let swap =
+            |name: &str| side.backup(&["--yes", "restore", "--to-name", "good", "--as", name, "--replace"]).ok().json();
+        let replaced = swap("before");
+        assert_eq!((&replaced["instance"], &replaced["replaced"]), (&json!("dev"), &json!("before")), "{replaced}");
+        assert_eq!(replaced["url"], json!(url), "port and passwords are as they were");
+        assert_prefix(&url, 3);
+        assert_eq!(one(&superuser, "SHOW archive_mode"), "on");
+        let old = env.run(&["--instance", "before", "status", "--json"]).ok().json();
+        assert_eq!(old["state"], json!("stopped"), "{old}");
+
+        // It goes on as the instance that it is now: stop, start, back up, restore.
+        env.run(&["down"]).ok();
+        env.up();
+        assert_eq!(env.url(), url);
+        side.add(4..=4);
+        side.base();
+        assert_prefix(side.restore(&[], "copy")["url"].as_str().unwrap(), 4);
+        side.destroy("copy");
+
+        // What was there has all that it had, on another port.
+        let old = env.run(&["--instance", "before", "up", "--json", "--dataset", "none"]).ok().json();
+        assert_prefix(old["url"].as_str().unwrap(), 5);
+        assert_eq!(one(old["url"].as_str().unwrap(), "SHOW archive_mode"), "off");
+        assert_prefix(&url, 4);
+        side.destroy("before");
+        assert_eq!(env.made(), ONE_SERVER);
+        assert_prefix(&url, 4);
+
+        // The name is free again, and nothing under it is what was kept there.
+        swap("before");
+        assert_prefix(&url, 3);
+        side.destroy("before");
+
+        // The way back leads to what was replaced, though that is gone; and a dump takes the place as well.
+        let listed = side.backup(&["list"]).ok().json();
+        let marks = listed.as_array().unwrap().iter().flat_map(|cluster| cluster["marks"].as_array().unwrap().clone());
+        let last =
+            marks.map(|mark| mark["name"].as_str().unwrap().to_owned()).filter(|name| name.starts_with("replaced"));
+        let back = side.restore(&["--to-name", &last.max().unwrap()], "back");
+        assert_prefix(back["url"].as_str().unwrap(), 4);
+        side.destroy("back");
+        let dump = side.backup(&["now", "--only", "logical"]).ok().json();
+        side.sql("DELETE FROM history");
+        side.backup(&["--yes", "restore", dump[0]["id"].as_str().unwrap(), "--as", "emptied", "--replace"]).ok();
+        assert_eq!(env.url(), url);
+        assert_prefix(&url, 3);
+        side.destroy("emptied");
+        side.backup(&["--yes", "--instance", "nowhere", "restore", "--as", "x", "--replace"])
+            .exits(4)
+            .says("nothing to replace");
+    });
+}
+
+#[test]
+fn whenever_it_is_killed_each_is_whole_under_one_of_the_names() {
+    run_on(TestEngine::Native, |env: &TestEnv| {
+        let side = Side::up(env);
+        side.add(1..=3);
+        side.base();
+        side.backup(&["mark", "good"]).ok();
+        side.add(4..=5);
+        let url = env.url();
+        let mut wanted = (5, 3);
+        for point in ["backup.replace.stopped", "backup.replace.prepared", "backup.replace.exchanged"] {
+            let arguments = ["--yes", "backup", "restore", "--to-name", "good", "--as", "other", "--replace"];
+            let mut killed = env.command(&arguments);
+            killed.env("TFDEV_FAULT_POINT", format!("{point}=kill"));
+            assert!(!finish(start(killed)).status.success(), "{point}");
+            if point.ends_with("exchanged") {
+                wanted = (3, 5);
+            }
+            env.up();
+            assert_eq!(env.url(), url, "{point}");
+            assert_prefix(&url, wanted.0);
+            assert_eq!(query(&url, "INSERT INTO history (id) VALUES (99) RETURNING id"), ["99"], "{point}");
+            query(&url, "DELETE FROM history WHERE id = 99");
+            let other = env.run(&["--instance", "other", "up", "--json", "--dataset", "none"]).ok().json();
+            assert_prefix(other["url"].as_str().unwrap(), wanted.1);
+            assert_eq!(history(&url).0, wanted.0.to_string(), "{point}: they are two servers");
+            side.destroy("other");
+            assert!(try_query(other["url"].as_str().unwrap(), "SELECT 1").is_err());
+            assert_eq!(env.made(), ONE_SERVER, "{point}");
+        }
+    });
+}
+
+#[test]
+fn docker_says_why_it_cannot() {
+    run_on(TestEngine::Docker, |env: &TestEnv| {
+        let side = Side::up(env);
+        let base = side.base();
+        side.backup(&["--yes", "restore", &base, "--as", "other", "--replace"])
+            .exits(5)
+            .says("volume")
+            .says("--replace");
+        assert_eq!(env.made(), ONE_SERVER, "nothing was restored for that");
+    });
+}
