@@ -186,6 +186,27 @@ fn a_gap_in_the_log_is_told_and_not_recovered_over() {
 }
 
 #[test]
+fn a_time_around_a_gap_has_the_log_up_to_it_or_a_base_behind_it() {
+    let bases = vec![backup(0, Kind::Physical, 48, 10, None), backup(1, Kind::Physical, 20, 30, None)];
+    let mut broken = catalogue(bases, log((0..40).map(|number| (number, 1))));
+    let missing = Segment { timeline: 1, number: 20 };
+    broken.log.segments.remove(&missing);
+    // Only recovery can tell whether the time is before what is missing: it has the log up to there, and no more.
+    let plan = Plan::of(&broken, &Target::Time(hours_ago(40))).unwrap();
+    let gap = plan.gap.unwrap();
+    assert_eq!((plan.log.len(), gap.first), (10, missing));
+    let behind = broken.backups[1].manifest.finished;
+    assert_eq!(gap.until, Some(behind));
+    assert!(gap.refused().to_string().ends_with(&format!("up to the position 0/14000000, and from {behind} on")));
+    // The base behind it needs nothing of that.
+    let plan = Plan::of(&broken, &Target::Latest).unwrap();
+    assert_eq!((plan.log.len(), plan.gap), (10, None));
+    // Nor is there a base to begin with if the gap is in the middle of its copy.
+    broken.log.segments.remove(&Segment { timeline: 1, number: 10 });
+    assert!(Plan::of(&broken, &Target::Time(hours_ago(40))).is_err());
+}
+
+#[test]
 fn targets_outside_of_what_is_covered_are_refused_with_the_range() {
     let all = catalogue(vec![backup(0, Kind::Physical, 48, 10, None)], log((0..40).map(|number| (number, 1))));
     for hours in [49, 47] {
