@@ -60,7 +60,7 @@ fn what_a_newer_postgresql_or_tfdev_has_made_is_refused() {
             side.backup(&["restore", id, "--as", "other"]).exits(5).says("is of PostgreSQL 16.").says("tfdev runs 15");
             let verified = side.backup(&["verify", id]).exits(1).json();
             assert!(verified[0]["problems"].to_string().contains("is of PostgreSQL 16."), "{verified}");
-            with("\"format\": 1", "\"format\": 2");
+            with("\"format\": 1", "\"format\": 3");
             side.backup(&["restore", id, "--as", "other"]).exits(8).says("newer");
             std::fs::write(&path, &text).unwrap();
         }
