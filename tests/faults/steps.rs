@@ -38,12 +38,16 @@ const MOVING: [&str; 1] = ["stream"];
 /// The calls that a restore of a backup makes beside those of an `up`.
 const RESTORING: [&str; 1] = ["restore"];
 
+/// The calls that putting a restored instance in the place of another makes beside those.
+const REPLACING: [&str; 2] = ["before_rename", "renamed"];
+
 const FAULTS: [&str; 3] = ["fail", "stall", "kill"];
 
 #[test]
 fn every_call_of_an_engine_is_driven_into_every_fault() {
+    let restoring = [&RESTORING as &[&str], &REPLACING].concat();
     let driven =
-        [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &PROVING, &MOVING, &RESTORING]
+        [&FIRST_UP as &[&str], &NEXT_UP, &MENDING_UP, &DOWN, &DESTROY, &LOOKING, &PROVING, &MOVING, &restoring]
             .concat();
     assert_eq!(BTreeSet::from_iter(driven), BTreeSet::from(STEPS));
 }
@@ -107,11 +111,30 @@ fn first_up(env: &TestEnv, fault: &'static str) {
     }
 }
 
-fn restoring(env: &TestEnv) {
+/// An instance with a row of its own and a copy of it in a store.
+fn with_backup(env: &TestEnv) {
     let store = env.path("store");
     env.write("tfdev.toml", format!("project = \"{}\"\n[backup]\nstore = \"file://{}\"\n", env.id, store.display()));
     with_row(env);
     env.run(&["backup", "now", "--only", "physical"]).ok();
+}
+
+fn replacing(env: &TestEnv) {
+    with_backup(env);
+    let url = env.url();
+    for cue in cues(&REPLACING, &FAULTS) {
+        run_with_fault(env, &["--yes", "backup", "restore", "--as", "copy", "--replace"], cue);
+        // Whichever of the two has the name now, it is whole and where it was.
+        env.up();
+        assert_eq!((env.url(), kept(env).as_str()), (url.clone(), "1"), "{cue:?}");
+        // There is another one only if they had changed places.
+        drop(env.run(&["destroy", "--yes", "--instance", "copy"]));
+        assert_eq!((kept(env).as_str(), env.made()), ("1", ONE_SERVER), "{cue:?}");
+    }
+}
+
+fn restoring(env: &TestEnv) {
+    with_backup(env);
     let restore = ["backup", "restore", "--as", "copy"];
     for cue in cues(&RESTORING, &FAULTS) {
         // What the one before has left goes first.
@@ -284,6 +307,11 @@ macro_rules! steps_on {
 
 steps_on!(docker Docker);
 steps_on!(native Native);
+
+#[test]
+fn a_replacement_goes_on_after_a_fault_at_each_step() {
+    run_on(TestEngine::Native, replacing);
+}
 
 /// A server of someone else: there is no login to wait for (the engine logs in by itself), no password to mend, and no log.
 mod external {
