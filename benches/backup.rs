@@ -150,7 +150,9 @@ pub(crate) fn archiving(world: &World) -> Outcome<Vec<Measurement>> {
             archive(world, is_on)?;
             side.timed(&["up", "--dataset", "none"])?;
             if is_on {
-                // The log has a gap now, and the agent would make a new base while it is measured.
+                // The log has a gap now. The agent makes a new base as soon as it sees that: now, and not while it is measured.
+                side.run(&["CHECKPOINT"])?;
+                side.timed(&["backup", "mark", &format!("round {round}")])?;
                 side.timed(&["backup", "agent", "--once"])?;
             }
             settle(world, &side.admin)?;

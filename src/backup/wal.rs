@@ -247,8 +247,9 @@ impl Backups<'_> {
             removing.checked("remove from the spool what is in the store")?;
             shipped.files += names.len();
             self.look_for_gap(state, &names).await?;
-            if let Some(last) = names.iter().rev().find(|name| name.parse::<Segment>().is_ok()) {
-                state.last_segment = Some(last.clone());
+            let last = last_segment(state);
+            if let Some(newest) = names.iter().filter_map(|name| name.parse::<Segment>().ok()).max() {
+                state.last_segment = Some(last.map_or(newest, |last| last.max(newest)).to_string());
                 state.last_shipped = Some(super::now());
             }
         }
@@ -257,7 +258,7 @@ impl Backups<'_> {
     /// Notes a gap if these files do not go on where the last ones ended: the archive was off in between, or someone has
     /// taken files out of the spool.
     async fn look_for_gap(&self, state: &mut State, names: &[String]) -> Result<()> {
-        let mut last = state.last_segment.as_deref().and_then(|name| name.parse::<Segment>().ok());
+        let mut last = last_segment(state);
         for segment in names.iter().filter_map(|name| name.parse::<Segment>().ok()) {
             if let Some(last) = last.filter(|last| segment.number > last.number + 1)
                 && let Some(missing) = self.missing(last, segment).await?
@@ -267,7 +268,8 @@ impl Backups<'_> {
                 noting.checked("note the gap in the log")?;
                 note_gap(state, Some(missing));
             }
-            last = Some(segment);
+            // An archive that was off hands over late what it still has from that time: that is no step back.
+            last = last.max(Some(segment));
         }
         Ok(())
     }
@@ -370,8 +372,7 @@ impl Backups<'_> {
     /// Tells the store up to when everything is in it.
     async fn cover(&self, state: &mut State, has_more: bool) -> Result<()> {
         let before = state.safe.as_ref().map(|safe| safe.at);
-        let last = state.last_segment.as_deref().and_then(|name| name.parse::<Segment>().ok());
-        let Some(last) = last else { return Ok(()) };
+        let Some(last) = last_segment(state) else { return Ok(()) };
         state.settle(last.end());
         let Some(safe) = state.safe.clone() else { return Ok(()) };
         let is_news = before.is_none_or(|before| safe.at.duration_since(before) >= TELL_EVERY);
@@ -382,6 +383,11 @@ impl Backups<'_> {
         let text = serde_json::to_vec_pretty(&coverage).or_failed(|| "cannot write the coverage")?;
         self.store.put(&format!("{}/coverage.json", self.folder), text.into()).await
     }
+}
+
+/// The newest segment that came into the store.
+fn last_segment(state: &State) -> Option<Segment> {
+    state.last_segment.as_deref().and_then(|name| name.parse().ok())
 }
 
 /// Notes the first segment that is missing, or that none is.

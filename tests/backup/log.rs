@@ -54,6 +54,12 @@ fn a_gap_in_the_log_is_noticed_and_told_and_a_new_base_begins_behind_it() {
         assert_eq!(side.backup(&["status"]).ok().json()["alarms"], json!([]));
         side.add(9..=9);
         side.ship();
+        // A checkpoint finds what was written while the archive was off, and hands it over now.
+        query(&side.superuser(), "CHECKPOINT");
+        side.ship();
+        side.backup(&["agent", "--once"]).ok();
+        let listed = side.backup(&["list"]).ok().json();
+        assert_eq!(listed[0]["backups"].as_array().unwrap().len(), 4, "one base is enough for a gap: {listed}");
         assert_prefix(side.restore(&[], "restored")["url"].as_str().unwrap(), 9);
         side.destroy("restored");
         assert_prefix(side.restore(&["--to", &before], "restored")["url"].as_str().unwrap(), 3);
