@@ -45,9 +45,13 @@ fn homes(env: &TestEnv) -> Vec<PathBuf> {
 fn homes_of(instance: &Path) -> Vec<PathBuf> {
     let digest = Sha256::digest(instance.as_os_str().as_encoded_bytes());
     let hash = format!("{:016x}", u64::from_be_bytes(*digest.first_chunk().unwrap()));
+    let below = |folder| std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut homes = vec![instance.join("native"), Path::new("/var/lib/tfdev").join(&hash)];
-    let in_memory = std::fs::read_dir("/dev/shm").into_iter().flatten().flatten().map(|entry| entry.path());
-    homes.extend(in_memory.filter(|path| path.to_string_lossy().ends_with(&hash)));
+    // After a replacement another one's home may have the name.
+    homes.extend(
+        below("/var/lib/tfdev").filter(|path| path.with_extension("").ends_with(&hash) && path.extension().is_some()),
+    );
+    homes.extend(below("/dev/shm").filter(|path| path.to_string_lossy().ends_with(&hash)));
     homes
 }
 
