@@ -9,6 +9,7 @@ use crate::support::{ONE_SERVER, TestEngine, TestEnv, finish, one, query, run_on
 fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         let side = Side::up(env);
+        env.leave_common_port();
         side.add(1..=3);
         side.base();
         side.backup(&["mark", "good"]).ok();
@@ -72,6 +73,7 @@ fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
 fn whenever_it_is_killed_each_is_whole_under_one_of_the_names() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         let side = Side::up(env);
+        env.leave_common_port();
         side.add(1..=3);
         side.base();
         side.backup(&["mark", "good"]).ok();

@@ -121,6 +121,7 @@ fn with_backup(env: &TestEnv) {
 
 fn replacing(env: &TestEnv) {
     with_backup(env);
+    env.leave_common_port();
     let url = env.url();
     for cue in cues(&REPLACING, &FAULTS) {
         run_with_fault(env, &["--yes", "backup", "restore", "--as", "copy", "--replace"], cue);

@@ -206,6 +206,18 @@ impl TestEnv {
         up
     }
 
+    /// Gives the running instance a port of its own in place of the one that all tests would like best: that one may be
+    /// another's as soon as the instance stops.
+    #[track_caller]
+    pub(crate) fn leave_common_port(&self) {
+        while self.url().contains(":5432/") {
+            self.run(&["down"]).ok();
+            let held = std::net::TcpListener::bind(("127.0.0.1", 5432));
+            self.up();
+            drop(held);
+        }
+    }
+
     /// The connection URL of the running instance `dev`.
     #[track_caller]
     pub(crate) fn url(&self) -> String {
