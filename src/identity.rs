@@ -145,7 +145,7 @@ pub async fn check(instance: &Instance, engine: &dyn Engine, events: &Events) ->
     }
 }
 
-/// Whether the data that a server with `spec` uses was there before. If not, the system identifier on record is that of
+/// Whether the data of a server that has it in `data` was there before. If not, the system identifier on record is that of
 /// a server that is no more.
 pub fn data_stays(observed: &Observed, data: DataPlacement) -> bool {
     match data {

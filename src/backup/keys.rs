@@ -218,24 +218,13 @@ fn read(path: &Path, origin: &Origin) -> Result<String> {
     if !metadata.is_file() || metadata.len() > LARGEST {
         return Err(Error::bad_input(format!("`{shown}` is no file with keys ({origin})")));
     }
-    if is_open(&metadata) {
+    if private_file::is_open_to_others(&metadata) {
         return Err(Error::new(ErrorKind::Refused, format!("the key file `{shown}` can be read by others ({origin})"))
             .hint(format!("close it: `chmod 600 '{shown}'`"))
             .hint("whoever has read it can open the backups: if that may be, make a new key for what is to come"));
     }
     let bytes = std::fs::read(path).or_failed(what)?;
     String::from_utf8(bytes).map_err(|_| Error::bad_input(format!("the key file `{shown}` is no text ({origin})")))
-}
-
-#[cfg(unix)]
-fn is_open(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.permissions().mode() & 0o077 != 0
-}
-
-#[cfg(not(unix))]
-fn is_open(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 /// Reads a file of keys. No message repeats a line: it may hold a secret.

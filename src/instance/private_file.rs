@@ -78,7 +78,7 @@ pub(crate) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let is_open = fs::metadata(path)?.permissions().mode() & 0o077 != 0;
+        let is_open = is_open_to_others(&fs::metadata(path)?);
         if is_open {
             fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
         }
@@ -90,6 +90,19 @@ pub(crate) fn close_to_others(path: &Path, mode: u32) -> io::Result<bool> {
         let _ = (path, mode);
         Ok(false)
     }
+}
+
+/// Whether others may do anything with a file or folder.
+#[cfg(unix)]
+pub(crate) fn is_open_to_others(metadata: &fs::Metadata) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    metadata.permissions().mode() & 0o077 != 0
+}
+
+/// Windows closes a user's own folders by itself, and shows nothing here.
+#[cfg(not(unix))]
+pub(crate) fn is_open_to_others(_: &fs::Metadata) -> bool {
+    false
 }
 
 /// Adds what to do when the state folder can't be written to.

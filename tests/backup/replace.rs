@@ -5,15 +5,21 @@ use serde_json::json;
 use super::{Side, assert_prefix, history};
 use crate::support::{ONE_SERVER, TestEngine, TestEnv, finish, one, query, run_on, start, try_query};
 
+/// An instance with three rows up to the point `good`, and two behind it.
+fn with_good_point(env: &TestEnv) -> Side<'_> {
+    let side = Side::up(env);
+    env.leave_common_port();
+    side.add(1..=3);
+    side.base();
+    side.backup(&["mark", "good"]).ok();
+    side.add(4..=5);
+    side
+}
+
 #[test]
 fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
     run_on(TestEngine::Native, |env: &TestEnv| {
-        let side = Side::up(env);
-        env.leave_common_port();
-        side.add(1..=3);
-        side.base();
-        side.backup(&["mark", "good"]).ok();
-        side.add(4..=5);
+        let side = with_good_point(env);
         let (url, superuser) = (env.url(), side.superuser());
         side.backup(&["restore", "--to-name", "good", "--as", "before", "--replace"]).exits(5).says("--yes");
         let swap =
@@ -72,12 +78,7 @@ fn what_was_restored_takes_the_place_and_what_was_there_is_kept() {
 #[test]
 fn whenever_it_is_killed_each_is_whole_under_one_of_the_names() {
     run_on(TestEngine::Native, |env: &TestEnv| {
-        let side = Side::up(env);
-        env.leave_common_port();
-        side.add(1..=3);
-        side.base();
-        side.backup(&["mark", "good"]).ok();
-        side.add(4..=5);
+        let side = with_good_point(env);
         let url = env.url();
         let mut wanted = (5, 3);
         for point in ["backup.replace.stopped", "backup.replace.prepared", "backup.replace.exchanged"] {

@@ -40,18 +40,14 @@ impl DockerEngine {
             let hash = request.spec.body_hash();
             let same = found.label(labels::SPEC_HASH).as_deref() == Some(&hash) && found.published_on == Some(address);
             let runs = found.is_running() || found.is_paused();
-            if same
-                && runs
-                && found.port.is_some()
-                && let Some(started) = self.keep_running(request, found).await?
-            {
-                return Ok(started);
-            }
-            if same
-                && (!runs || found.port.is_some())
-                && let Some(started) = self.start_again(request, found, runs).await?
-            {
-                return Ok(started);
+            // One that runs and is not published any more is made anew.
+            if same && (!runs || found.port.is_some()) {
+                if runs && let Some(started) = self.keep_running(request, found).await? {
+                    return Ok(started);
+                }
+                if let Some(started) = self.start_again(request, found, runs).await? {
+                    return Ok(started);
+                }
             }
             self.take_away(found).await?;
         }

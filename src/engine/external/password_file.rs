@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::error::{Context, Result};
-use crate::instance::Password;
+use crate::instance::{Password, private_file};
 
 /// What a login looks for.
 #[derive(Debug, Clone, Copy)]
@@ -37,24 +37,13 @@ pub(super) fn find(file: &Path, wanted: Wanted<'_>) -> Result<Lookup> {
     if !metadata.is_file() {
         return Ok(Lookup::Unusable(format!("the password file `{path}` is not used: it is not a plain file")));
     }
-    if is_open(&metadata) {
+    if private_file::is_open_to_others(&metadata) {
         return Ok(Lookup::Unusable(format!(
             "the password file `{path}` is not used, because others may read it; close it: chmod 600 '{path}'"
         )));
     }
     let text = std::fs::read(file).or_failed(|| format!("cannot read the password file `{path}`"))?;
     Ok(in_text(&String::from_utf8_lossy(&text), wanted).map_or(Lookup::Nothing, Lookup::Password))
-}
-
-#[cfg(unix)]
-fn is_open(metadata: &std::fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt;
-    metadata.permissions().mode() & 0o077 != 0
-}
-
-#[cfg(not(unix))]
-fn is_open(_: &std::fs::Metadata) -> bool {
-    false
 }
 
 fn in_text(text: &str, wanted: Wanted<'_>) -> Option<Password> {

@@ -93,18 +93,11 @@ impl DataFolder {
         let (path, partial) = (data.join(MARKER), data.join(format!("{MARKER}.part")));
         let marker = Marker { instance: instance.name.clone(), ..self.marker.clone() };
         let text = serde_json::to_vec(&marker).expect("texts and a number are always JSON");
-        let write = || {
-            match fs::remove_file(&partial) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(&partial)?;
-            io::Write::write_all(&mut file, &text)?;
-            self.account.give(&file)?;
+        let written = write_new(&partial, &text, self.account).and_then(|file| {
             file.sync_all()?;
             fs::rename(&partial, &path)
-        };
-        write().or_failed(|| format!("cannot write `{}`", path.display()))
+        });
+        written.or_failed(|| format!("cannot write `{}`", path.display()))
     }
 
     /// Fails unless the data is this major version's.
@@ -286,16 +279,8 @@ impl Maker {
 
     /// Writes a new file that only the server's user may read.
     fn write(&self, path: &Path, text: &str) -> Result<()> {
-        let write = || {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(text.as_bytes())?;
-            self.account.give(&file)
-        };
-        write().or_failed(|| format!("cannot write the file `{}`", path.display()))
+        let written = write_new(path, text.as_bytes(), self.account);
+        written.map(drop).or_failed(|| format!("cannot write the file `{}`", path.display()))
     }
 
     fn run_initdb(&self, partial: &Path, password_file: &Path) -> Result<()> {
@@ -354,6 +339,18 @@ impl Maker {
             }
         })
     }
+}
+
+/// Writes a new file, in place of one that is there, that only the server's user may read.
+fn write_new(path: &Path, contents: &[u8], account: Account) -> io::Result<File> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(contents)?;
+    account.give(&file)?;
+    Ok(file)
 }
 
 /// Adds what to do if the disk is full.
