@@ -38,9 +38,12 @@ const KEPT_ERRORS: usize = 16 * 1024;
 /// - In a container the server is process 1, inherits whatever loses its parent, and takes such a process that dies of a
 ///   signal for a crashed one of its own: it would end all sessions and recover. So the shell waits for all that it
 ///   starts, and nothing is killed that may have children of its own, unless it ends these.
+/// - A shell says when a program of its dies of a signal. With nobody left to read that it would die of it itself, before
+///   it has removed the file, so it has an answer to that signal; what it starts has none.
 /// - Works with dash, bash and busybox.
 pub(super) const LIFELINE: &str = r#"
 umask 077
+trap : PIPE
 folder=$1 length=$2
 shift 2
 exec 3<&0 </dev/null

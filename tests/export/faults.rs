@@ -1,9 +1,11 @@
 //! Kills in the middle.
 
+use std::time::{Duration, Instant};
+
 use super::dumps::slow_restore;
 use super::{Side, text};
 use crate::support::process::kill;
-use crate::support::{Session, TestEngine, TestEnv, finish, on_every_engine, query, start, until};
+use crate::support::{PATIENCE, Session, TestEngine, TestEnv, finish, on_every_engine, query, start, until};
 
 /// Without ready copies, so that what there is can be counted.
 const NO_COPIES: &str = "[snapshots]\nstandby = false\n";
@@ -11,10 +13,21 @@ const NO_COPIES: &str = "[snapshots]\nstandby = false\n";
 /// Waits until there is the snapshot `kept` and nothing else: one command has what was left over
 /// dropped, the next one removes the role.
 fn until_tidy(side: &Side<'_>) {
-    until("what is left over to go", || {
+    until_tidy_after(side, "what is left over");
+}
+
+/// The same; `after` names what left it.
+fn until_tidy_after(side: &Side<'_>, after: &str) {
+    let begin = Instant::now();
+    loop {
         side.run(&["snapshot", "rename", "kept", "kept"]).ok();
-        (side.made().len() == 1 && side.files_beside().is_empty()).then_some(())
-    });
+        let (made, files) = (side.made(), side.files_beside());
+        if made.len() == 1 && files.is_empty() {
+            return;
+        }
+        assert!(begin.elapsed() < PATIENCE, "{after}: databases and roles {made:?}, files {files:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 on_every_engine!(@of_ours a_dump_ends_with_a_tfdev_that_is_killed a_restore_ends_with_a_tfdev_that_is_killed);
@@ -103,7 +116,7 @@ fn an_import_or_export_that_is_killed_anywhere_leaves_nothing_for_long() {
         command.env("TFDEV_FAULT_POINT", format!("{point}=kill"));
         let outcome = finish(start(command));
         assert_eq!(outcome.status.code(), None, "{point} was not reached: {}", outcome.stderr);
-        until_tidy(&side);
+        until_tidy_after(&side, point);
         let open = "SELECT datname FROM pg_database WHERE datallowconn AND datname ~ '^tfdev_s'";
         assert_eq!(query(&side.superuser("postgres"), open), Vec::<String>::new(), "{point}");
         side.import(&file, "new").ok();

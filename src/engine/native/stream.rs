@@ -90,7 +90,23 @@ mod tests {
         let mut cut_off = run(folder.path(), "echo never", Input::File(9));
         cut_off.write(b"123").await.unwrap();
         drop(cut_off);
-        while files(folder.path()) > 0 {
+        until_empty(folder.path()).await;
+    }
+
+    #[tokio::test]
+    async fn a_file_goes_with_a_program_that_dies_of_a_signal_when_nobody_is_interested() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut program = run(folder.path(), "echo it runs; exec sleep 4321", Input::File(9));
+        program.write(b"123456789").await.unwrap();
+        assert_eq!(program.read().await.unwrap().unwrap(), "it runs\n");
+        assert_eq!(files(folder.path()), 1);
+        drop(program);
+        until_empty(folder.path()).await;
+    }
+
+    async fn until_empty(folder: &Path) {
+        let begin = Instant::now();
+        while files(folder) > 0 {
             assert!(begin.elapsed() < Duration::from_secs(20), "the file stays");
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
