@@ -11,8 +11,8 @@
 //! | before the step | both are there as they were, stopped: `tfdev up` goes on with the old one, the other one is `--as` |
 //! | behind it | both have their new names: `tfdev up` starts the restored one |
 //!
-//! So nothing is left to be taken up again, and at every moment each is reachable by one of the two names. Docker has no
-//! such step: a volume keeps its name and its labels, so there it is refused before anything is restored.
+//! So nothing is left to be taken up again, and at every moment each is reachable by one of the two names. In Docker a
+//! volume keeps its name and its labels; which one is whose is in the state folder as well (`engine/docker/volume.rs`).
 //!
 //! Before that a point is set in the old instance's log, all of which goes into the store: so that there is a way back also
 //! when the old instance is removed.

@@ -14,7 +14,9 @@ use super::machine::is_gone;
 use super::{Area, Finding, Level};
 use crate::config::{EngineChoice, Setting, Settings, is_instance, key_of_folder};
 use crate::down;
+use crate::engine::docker::DataVolume;
 use crate::engine::docker::connect::DockerConnection;
+use crate::engine::docker::machine::Thing;
 use crate::engine::{self, EngineKind};
 use crate::error::{Error, ErrorKind, Result};
 use crate::event::Events;
@@ -182,12 +184,14 @@ async fn parts(settings: &Settings, instance: &Instance, events: &Events) -> Vec
 /// Containers and volumes with tfdev's labels, of which this user has no record.
 async fn unknown(projects: &[Project], docker: Option<&DockerConnection>) -> Option<Finding> {
     let things = tokio::time::timeout(LIMIT, docker?.things()).await.ok()?.ok()?;
-    let known = |project: &str, name: &str| {
-        projects.iter().any(|known| known.instance.project == project && known.instance.name == name)
+    // A volume of an instance that took another's place has the labels of what it was made for.
+    let is_known = |thing: &Thing, known: &Instance| {
+        (&known.project, &known.name) == (&thing.project, &thing.instance)
+            || thing.is_volume && known.project == thing.project && DataVolume::of(known).name == thing.name
     };
     let names: Vec<_> = things
         .iter()
-        .filter(|thing| !known(&thing.project, &thing.instance))
+        .filter(|thing| !projects.iter().any(|known| is_known(thing, &known.instance)))
         .map(|thing| thing.name.as_str())
         .collect();
     if names.is_empty() {

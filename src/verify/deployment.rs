@@ -6,6 +6,7 @@ use sqlx::Row as _;
 
 use super::source::{DATA_VOLUME, IMAGE, MEMORY_BYTES, NANO_CPUS, STORAGE_BYTES};
 use super::{Bench, Row, Section, Verdict};
+use crate::engine::docker::DataVolume;
 use crate::engine::{DataMount, EngineKind, Resources};
 use crate::error::{Context, Result};
 use crate::image;
@@ -38,7 +39,7 @@ pub(super) async fn rows(bench: &Bench<'_>) -> Vec<Row> {
         engine: bench.running.engine.kind(),
         base: bench.base(),
         profile: bench.profile.name.clone(),
-        volume: bench.running.instance.volume_name(),
+        volume: DataVolume::of(&bench.running.instance).name,
         unlimited: (!observed.limits_enforced).then(reason),
     };
     let of = |look: &dyn Fn(&Resources) -> Verdict| match &bench.resources {

@@ -299,6 +299,11 @@ macro_rules! steps_on {
             }
 
             #[test]
+            fn a_replacement_goes_on_after_a_fault_at_each_step() {
+                run_on($engine, super::replacing);
+            }
+
+            #[test]
             fn who_only_looks_harms_nothing_by_a_fault() {
                 run_on($engine, super::looking);
             }
@@ -308,11 +313,6 @@ macro_rules! steps_on {
 
 steps_on!(docker Docker);
 steps_on!(native Native);
-
-#[test]
-fn a_replacement_goes_on_after_a_fault_at_each_step() {
-    run_on(TestEngine::Native, replacing);
-}
 
 /// A server of someone else: there is no login to wait for (the engine logs in by itself), no password to mend, and no log.
 mod external {

@@ -72,7 +72,7 @@ enum Action {
         /// Put it in the place of the instance that it was restored from, with the same port and passwords; asks first
         ///
         /// The old server is stopped and kept with its data, under the name that `--as` gives, until `tfdev destroy
-        /// --instance NAME`. Engine `native` only.
+        /// --instance NAME`.
         #[arg(long)]
         replace: bool,
     },

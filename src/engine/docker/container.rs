@@ -5,12 +5,10 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{
-    ContainerCreateBody, HealthConfig, HostConfig, Mount, MountType, PortBinding, VolumeCreateRequest,
-};
+use bollard::models::{ContainerCreateBody, HealthConfig, HostConfig, PortBinding, VolumeCreateRequest};
 use uuid::Uuid;
 
-use super::labels;
+use super::{DataVolume, labels};
 use crate::health;
 use crate::instance::Instance;
 use crate::profile::{DataPlacement, Limits};
@@ -72,8 +70,14 @@ fn published_on(address: &str, port: u16) -> HashMap<String, Option<Vec<PortBind
     HashMap::from([(SERVER_PORT.to_owned(), Some(vec![binding]))])
 }
 
-/// The container that runs `spec`.
-pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, port: u16) -> ContainerCreateBody {
+/// The container that runs `spec` on the data in `volume`.
+pub fn body(
+    instance: &Instance,
+    id: Uuid,
+    spec: &ServerSpec,
+    volume: &DataVolume,
+    (address, port): (&str, u16),
+) -> ContainerCreateBody {
     let limits = &spec.limits;
     let mut host_config = HostConfig {
         port_bindings: Some(published_on(address, port)),
@@ -84,12 +88,7 @@ pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, por
     };
     match spec.data {
         DataPlacement::Volume => {
-            host_config.mounts = Some(vec![Mount {
-                target: Some(DATA_DIRECTORY.to_owned()),
-                source: Some(instance.volume_name()),
-                typ: Some(MountType::VOLUME),
-                ..Mount::default()
-            }]);
+            host_config.mounts = Some(vec![volume.mount()]);
         }
         DataPlacement::Memory => {
             host_config.tmpfs = Some(HashMap::from([(DATA_DIRECTORY.to_owned(), memory_options(limits))]));
@@ -115,10 +114,10 @@ pub fn body(instance: &Instance, id: Uuid, spec: &ServerSpec, address: &str, por
     }
 }
 
-/// The volume that holds the data of `spec`.
-pub fn volume(instance: &Instance, id: Uuid, spec: &ServerSpec) -> VolumeCreateRequest {
+/// The volume of that name for the data of `spec`.
+pub fn volume(instance: &Instance, id: Uuid, spec: &ServerSpec, name: &str) -> VolumeCreateRequest {
     VolumeCreateRequest {
-        name: Some(instance.volume_name()),
+        name: Some(name.to_owned()),
         labels: Some(labels::of_volume(instance, id, spec)),
         ..VolumeCreateRequest::default()
     }

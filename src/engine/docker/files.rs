@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use super::errors::{failed, is_not_found};
 use super::{DockerEngine, container};
 use crate::engine::StartRequest;
-use crate::engine::cluster::stamp;
+use crate::engine::cluster::{MARKER, stamp};
 use crate::error::{Context, Error, Result};
 use crate::instance::Secrets;
 use crate::spec::{
@@ -115,11 +115,34 @@ impl DockerEngine {
             builder.append_data(&mut header, relative(path), text.as_bytes()).or_failed(what)?;
         }
         let tar = builder.into_inner().or_failed(what)?;
-        let options = UploadToContainerOptionsBuilder::default().path("/").build();
-        self.docker()
-            .upload_to_container(name, Some(options), bollard::body_full(Bytes::from(tar)))
-            .await
-            .map_err(|error| failed(&what(), error))
+        self.upload(name, "/", tar).await.map_err(|error| failed(&what(), error))
+    }
+
+    /// Writes the mark of the data folder, which has its owner and time.
+    pub(super) async fn upload_mark(
+        &self,
+        name: &str,
+        text: &str,
+        (user, group): (u64, u64),
+        seconds: u64,
+    ) -> Result<()> {
+        let what = || format!("upload the data's mark into container `{name}`");
+        let mut builder = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.set_mode(0o600);
+        header.set_uid(user);
+        header.set_gid(group);
+        header.set_size(text.len() as u64);
+        header.set_mtime(seconds);
+        builder.append_data(&mut header, MARKER, text.as_bytes()).or_failed(what)?;
+        let tar = builder.into_inner().or_failed(what)?;
+        self.upload(name, DATA_DIRECTORY, tar).await.map_err(|error| failed(&what(), error))
+    }
+
+    /// Unpacks an archive in a folder of the container.
+    async fn upload(&self, name: &str, folder: &str, tar: Vec<u8>) -> Result<(), bollard::errors::Error> {
+        let options = UploadToContainerOptionsBuilder::default().path(folder).build();
+        self.docker().upload_to_container(name, Some(options), bollard::body_full(Bytes::from(tar))).await
     }
 
     /// When a file, of the data folder unless its path is absolute, in the container `name` was written last, as the engine

@@ -1,7 +1,7 @@
 //! The Docker engine: one container and one named volume for each instance, through the Docker API.
 //!
-//! What must hold: see [`crate::engine`]; beside that, every container and volume is looked up by its fixed name, and
-//! what is found there is touched only if its labels name this project and instance ([`labels`]). The data folder is
+//! What must hold: see [`crate::engine`]; beside that, every container is looked up by its fixed name and every volume by
+//! the one on record ([`volume`]), and what is found there is touched only if its labels name this project ([`labels`]). The data folder is
 //! complete before the server starts for the first time ([`crate::engine::cluster`]), so the image's own initialisation, which cannot
 //! be resumed after a kill, never runs on an instance's volume.
 
@@ -21,14 +21,17 @@ mod start;
 #[cfg(test)]
 pub(crate) mod testing;
 mod throwaway;
+mod volume;
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use self::connect::DockerConnection;
 use self::errors::{failed, is_not_found};
 use self::labels::Labels;
+pub use self::volume::DataVolume;
 use crate::config::{Setting, Settings};
 use crate::engine::program::{Input, Program};
 use crate::engine::{
@@ -63,6 +66,8 @@ pub struct DockerEngine {
     publish: Option<Setting<IpAddr>>,
     timeout: Duration,
     events: Events,
+    /// The volume that was found to be the instance's though it is not on record.
+    found_volume: Mutex<Option<DataVolume>>,
 }
 
 /// A container as the engine describes it, reduced to what is needed here.
@@ -87,6 +92,7 @@ impl DockerEngine {
             publish: settings.docker_publish.clone(),
             timeout: Duration::from_secs(settings.timeout_seconds.value),
             events,
+            found_volume: Mutex::new(None),
         }
     }
 
@@ -119,17 +125,23 @@ impl DockerEngine {
         Ok(Some(container))
     }
 
-    /// The labels of the instance's volume; `None` if there is no volume of that name; an error if it is someone else's.
+    /// The labels of the volume of that name; `None` if there is none.
+    async fn volume_labels(&self, name: &str) -> Result<Option<Labels>> {
+        match self.docker().inspect_volume(name).await {
+            Ok(volume) => Ok(Some(volume.labels)),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(failed(&format!("look at volume `{name}`"), error)),
+        }
+    }
+
+    /// The labels of the instance's volume; `None` if there is no such volume; an error if it is someone else's.
     async fn volume(&self) -> Result<Option<Labels>> {
-        let name = self.instance.volume_name();
-        let labels = match self.docker().inspect_volume(&name).await {
-            Ok(volume) => volume.labels,
-            Err(error) if is_not_found(&error) => return Ok(None),
-            Err(error) => return Err(failed(&format!("look at volume `{name}`"), error)),
-        };
-        if labels::are_ours(Some(&labels), &self.instance) {
+        let volume = self.data_volume();
+        let Some(labels) = self.volume_labels(&volume.name).await? else { return Ok(None) };
+        if volume.has(&labels, &self.instance) {
             return Ok(Some(labels));
         }
+        let name = volume.name;
         Err(Error::new(
             ErrorKind::Refused,
             format!("the volume `{name}` has no label of this project and instance, so tfdev leaves it alone"),
@@ -312,7 +324,7 @@ impl Engine for DockerEngine {
                 endpoint: None,
                 parts: Parts {
                     image: volume.as_ref().and_then(|labels| labels.get(labels::IMAGE).cloned()),
-                    volume: volume.map(|_| self.instance.volume_name()),
+                    volume: volume.map(|_| self.data_volume().name),
                     ..Parts::default()
                 },
                 limits_enforced: true,
@@ -345,17 +357,11 @@ impl Engine for DockerEngine {
     }
 
     async fn before_rename(&self) -> Result<()> {
-        Err(Error::new(
-            ErrorKind::Refused,
-            "Docker cannot give a volume another name or other labels, by which tfdev knows whose data it is",
-        )
-        .hint(format!("leave `--replace` out, and go on with the restored instance beside `{}`", self.instance.name))
-        .hint("or bring it over as a snapshot: `tfdev snapshot export` there, `import` and `restore` here"))
+        self.keep_volume_for_rename().await
     }
 
     async fn renamed(&self) -> Result<()> {
-        // No instance gets that far.
-        Ok(())
+        self.settle_volume().await
     }
 
     async fn check_alive(&self) -> Result<()> {
@@ -391,7 +397,7 @@ impl Engine for DockerEngine {
             removed.push(format!("container {name}"));
         }
         if self.volume().await?.is_some() {
-            let name = self.instance.volume_name();
+            let name = self.data_volume().name;
             self.docker()
                 .remove_volume(&name, None::<RemoveVolumeOptions>)
                 .await

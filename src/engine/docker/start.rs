@@ -34,7 +34,9 @@ enum Contents {
 
 impl DockerEngine {
     pub(super) async fn start_instance(&self, request: &StartRequest) -> Result<Started> {
+        self.settle_volume().await?;
         let (found, _) = self.look().await?;
+        self.keep_volume()?;
         let address = self.connection.endpoint.publish_address(self.publish.as_ref()).await?;
         if let Some(found) = &found {
             let hash = request.spec.body_hash();
@@ -153,7 +155,12 @@ impl DockerEngine {
             self.create_container(request, (address, port)).await?;
             let mut created = false;
             if volume {
-                (created, first_password) = self.fill(request, cluster.as_ref(), first_password).await?;
+                let filled = self.fill(request, cluster.as_ref(), first_password).await;
+                if filled.as_ref().is_err_and(|error| error.kind() == ErrorKind::Refused) {
+                    // What has another's data must not look like this instance.
+                    self.remove_container(&self.instance.container_name()).await?;
+                }
+                (created, first_password) = filled?;
             }
             match self.start_container().await {
                 Ok(()) => {
@@ -183,8 +190,8 @@ impl DockerEngine {
     }
 
     async fn create_volume(&self, request: &StartRequest) -> Result<()> {
-        let body = container::volume(&self.instance, request.id, &request.spec);
-        let name = self.instance.volume_name();
+        let name = self.new_volume()?.name;
+        let body = container::volume(&self.instance, request.id, &request.spec, &name);
         let made = self.docker().create_volume(body).await;
         let made = made.map_err(|error| failed(&format!("create volume `{name}`"), error))?;
         if self.connection.endpoint.is_local() {
@@ -198,7 +205,8 @@ impl DockerEngine {
     async fn create_container(&self, request: &StartRequest, (address, port): (IpAddr, u16)) -> Result<()> {
         let name = self.instance.container_name();
         let address = address.to_string();
-        let body = container::body(&self.instance, request.id, &request.spec, &address, port);
+        let volume = self.data_volume();
+        let body = container::body(&self.instance, request.id, &request.spec, &volume, (&address, port));
         match self.create_named(&name, body.clone()).await {
             Err(error) if is_conflict(&error) => {
                 // Ours, from a run that was killed or by hand: `container` refuses what is not ours.
@@ -282,12 +290,12 @@ impl DockerEngine {
         let options = UploadToContainerOptionsBuilder::default().path(DATA_DIRECTORY).build();
         let uploaded = self.docker().upload_to_container(&name, Some(options), bollard::body_stream(pieces)).await;
         reader.await.or_failed(|| "reading the data folder was cut off")??;
-        uploaded.map_err(|error| failed(&format!("fill volume `{}`", self.instance.volume_name()), error))
+        uploaded.map_err(|error| failed(&format!("fill volume `{}`", self.data_volume().name), error))
     }
 
     /// What the volume of the (not running) container holds.
     async fn contents(&self, id: Uuid) -> Result<Contents> {
-        let volume = self.instance.volume_name();
+        let volume = self.data_volume().name;
         if self.check_marker(&self.instance.container_name(), id).await? {
             self.check_version().await?;
             return Ok(Contents::Complete);
@@ -313,7 +321,7 @@ impl DockerEngine {
         if version == POSTGRES_MAJOR.to_string() {
             return Ok(());
         }
-        let volume = self.instance.volume_name();
+        let volume = self.data_volume().name;
         Err(Error::new(
             ErrorKind::Refused,
             format!("the volume `{volume}` holds data of PostgreSQL {version}, and tfdev runs {POSTGRES_MAJOR}"),
