@@ -69,7 +69,7 @@ use serde::Serialize;
 use sqlx::PgConnection;
 
 use self::catalogue::{Catalogue, Kind, Manifest, Mark, Verification, cluster_folder};
-use self::plan::Range;
+use self::plan::{Missing, Range};
 use self::store::Store;
 use crate::config::Settings;
 use crate::engine::EngineKind;
@@ -146,6 +146,8 @@ pub struct Listing {
     pub backups: Vec<Summary>,
     /// From when to when every second can be recovered.
     pub recoverable: Option<Range>,
+    /// What of that cannot be.
+    pub gaps: Vec<Missing>,
     /// Named points.
     pub marks: Vec<Mark>,
     /// What cannot be understood, in words.
@@ -292,6 +294,7 @@ pub async fn list(settings: &Settings, events: &Events) -> Result<Vec<Listing>> 
             current: current.as_deref() == Some(&folder),
             backups: catalogue.backups.iter().map(|one| Summary::of(&one.manifest, one.verified.as_ref())).collect(),
             recoverable: plan::range(&catalogue),
+            gaps: plan::missing(&catalogue),
             marks: catalogue.marks.values().cloned().collect(),
             damaged: catalogue.damaged.into_values().collect(),
             cluster: folder,

@@ -95,16 +95,24 @@ pub struct Range {
     pub until: Timestamp,
 }
 
+/// A time within the range that cannot be recovered, because a part of the log is missing in the store.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Missing {
+    /// The first segment that is not there.
+    pub segment: String,
+    /// When the last one before it came into the store; what was committed earlier is in that.
+    pub from: Timestamp,
+    /// The end of the first base that was begun behind it; `None` if there is none yet.
+    pub until: Option<Timestamp>,
+}
+
 impl Plan {
     /// Plans the recovery of `target`.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] if there is nothing to recover from; [`ErrorKind::Refused`] if the target is not covered.
     pub fn of(catalogue: &Catalogue, target: &Target) -> Result<Self> {
-        let bases: Vec<(&Backup, &Physical)> = catalogue
-            .of_kind(Kind::Physical)
-            .filter_map(|backup| Some((backup, backup.manifest.physical.as_ref()?)))
-            .collect();
+        let bases = bases(catalogue);
         if bases.is_empty() {
             return Err(Error::new(ErrorKind::NotFound, "there is no physical backup to recover from")
                 .hint("`tfdev backup now` makes one; a logical one is restored by its name: `tfdev backup list`"));
@@ -137,6 +145,31 @@ pub fn range(catalogue: &Catalogue) -> Option<Range> {
     let from = first.manifest.finished;
     let until = catalogue.coverage.as_ref().map_or(last.manifest.finished, |coverage| coverage.until);
     Some(Range { from, until: until.max(last.manifest.finished) })
+}
+
+/// What of the range cannot be recovered, oldest first.
+pub fn missing(catalogue: &Catalogue) -> Vec<Missing> {
+    let bases = bases(catalogue);
+    let mut found = Vec::new();
+    let mut next = bases.first();
+    while let Some((backup, base)) = next.copied() {
+        let timeline = newest_timeline(catalogue, base.timeline);
+        let timeline = if leads_to(catalogue, base, timeline) { timeline } else { base.timeline };
+        let Ok((log, Some(first))) = files(catalogue, base, timeline, None) else { break };
+        let gap = Gap::at(first, &bases);
+        next = bases.iter().find(|(_, physical)| physical.start >= first.end());
+        // The last segments may still be on their way.
+        if next.is_some() || last_position(catalogue) > first.end() {
+            let from = log.last().map_or(backup.manifest.finished, |(_, file)| file.at);
+            found.push(Missing { segment: first.to_string(), from, until: gap.until });
+        }
+    }
+    found
+}
+
+fn bases(catalogue: &Catalogue) -> Vec<(&Backup, &Physical)> {
+    let physical = catalogue.of_kind(Kind::Physical);
+    physical.filter_map(|backup| Some((backup, backup.manifest.physical.as_ref()?))).collect()
 }
 
 /// The base, where to stop, and the position up to which the log is needed (`None`: all of it).

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
 use super::catalogue::{Backup, Catalogue, Kind, Log, LogFile, Manifest, Payload, Physical, Source, Verification};
-use super::plan::{Plan, Target};
+use super::plan::{Plan, Target, missing};
 use super::position::{Lsn, SEGMENT_BYTES, Segment};
 use super::retention::{Keep, decide};
 use crate::engine::EngineKind;
@@ -189,21 +189,31 @@ fn a_gap_in_the_log_is_told_and_not_recovered_over() {
 fn a_time_around_a_gap_has_the_log_up_to_it_or_a_base_behind_it() {
     let bases = vec![backup(0, Kind::Physical, 48, 10, None), backup(1, Kind::Physical, 20, 30, None)];
     let mut broken = catalogue(bases, log((0..40).map(|number| (number, 1))));
-    let missing = Segment { timeline: 1, number: 20 };
-    broken.log.segments.remove(&missing);
+    assert_eq!(missing(&broken), []);
+    let missing_one = Segment { timeline: 1, number: 20 };
+    broken.log.segments.remove(&missing_one);
     // Only recovery can tell whether the time is before what is missing: it has the log up to there, and no more.
     let plan = Plan::of(&broken, &Target::Time(hours_ago(40))).unwrap();
     let gap = plan.gap.unwrap();
-    assert_eq!((plan.log.len(), gap.first), (10, missing));
+    assert_eq!((plan.log.len(), gap.first), (10, missing_one));
     let behind = broken.backups[1].manifest.finished;
     assert_eq!(gap.until, Some(behind));
     assert!(gap.refused().to_string().ends_with(&format!("up to the position 0/14000000, and from {behind} on")));
+    let told = missing(&broken);
+    assert_eq!(told.len(), 1);
+    assert_eq!((&told[0].segment, told[0].from, told[0].until), (&missing_one.to_string(), hours_ago(1), Some(behind)));
     // The base behind it needs nothing of that.
     let plan = Plan::of(&broken, &Target::Latest).unwrap();
     assert_eq!((plan.log.len(), plan.gap), (10, None));
     // Nor is there a base to begin with if the gap is in the middle of its copy.
     broken.log.segments.remove(&Segment { timeline: 1, number: 10 });
     assert!(Plan::of(&broken, &Target::Time(hours_ago(40))).is_err());
+    assert_eq!(missing(&broken)[0].from, broken.backups[0].manifest.finished);
+    // What is not there yet is no gap, but for what has come behind it.
+    broken.log.segments.remove(&Segment { timeline: 1, number: 39 });
+    assert_eq!(missing(&broken).len(), 1);
+    broken.log.segments.remove(&Segment { timeline: 1, number: 37 });
+    assert_eq!(missing(&broken)[1].until, None);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalogue::{Catalogue, Kind, Verification};
 use super::gauges::Seen;
-use super::plan::{Plan, Range, Target};
+use super::plan::{Missing, Plan, Range, Target};
 use super::state::State;
 use super::wal::{self, Spool};
 use super::{Backups, Summary, agent, plan, words};
@@ -50,6 +50,8 @@ pub struct Status {
     pub last_verified: Option<Proof>,
     /// What every second can be recovered of.
     pub recoverable: Option<Range>,
+    /// What of that cannot be, because a part of the log is missing in the store.
+    pub gaps: Vec<Missing>,
     /// What waits for the store, and the room for it.
     pub spool: Option<Spool>,
     /// How much is in the store, in bytes.
@@ -110,6 +112,7 @@ impl Backups<'_> {
             rpo_seconds: rpo,
             last_verified: last_proof(&catalogue),
             recoverable: plan::range(&catalogue),
+            gaps: plan::missing(&catalogue),
             spool,
             stored_bytes: log + full,
             agent: agent::is_at_work(instance)?,

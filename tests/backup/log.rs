@@ -60,6 +60,12 @@ fn a_gap_in_the_log_is_noticed_and_told_and_a_new_base_begins_behind_it() {
         side.backup(&["agent", "--once"]).ok();
         let listed = side.backup(&["list"]).ok().json();
         assert_eq!(listed[0]["backups"].as_array().unwrap().len(), 4, "one base is enough for a gap: {listed}");
+        let gaps = listed[0]["gaps"].as_array().unwrap();
+        assert_eq!(gaps.len(), 1, "{listed}");
+        let told = |key: &str| gaps[0][key].as_str().unwrap().parse::<jiff::Timestamp>().unwrap();
+        let lost: jiff::Timestamp = within.borrow().parse().unwrap();
+        assert!(told("from") < lost && lost < told("until"), "{lost} is in {gaps:?}");
+        assert!(env.run(&["backup", "list"]).ok().stdout.contains("but not from 20"));
         assert_prefix(side.restore(&[], "restored")["url"].as_str().unwrap(), 9);
         side.destroy("restored");
         assert_prefix(side.restore(&["--to", &before], "restored")["url"].as_str().unwrap(), 3);

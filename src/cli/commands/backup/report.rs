@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use crate::backup::agent::Pass;
-use crate::backup::plan::Range;
+use crate::backup::plan::{Missing, Range};
 use crate::backup::retention::Decisions;
 use crate::backup::status::Status;
 use crate::backup::verify::Verified;
@@ -45,6 +45,12 @@ fn write_range(range: Option<&Range>, out: &mut dyn Write) -> std::io::Result<()
     }
 }
 
+/// What cannot be recovered, and why.
+fn gap_words(gap: &Missing) -> String {
+    let until = gap.until.map_or_else(|| "the next physical backup".to_owned(), moment);
+    format!("from {} to {until}: the segment {} of the log is missing in the store", moment(gap.from), gap.segment)
+}
+
 pub(super) fn write_list(listings: &[Listing], out: &mut dyn Write) -> std::io::Result<()> {
     if listings.iter().all(|listing| listing.backups.is_empty()) {
         return writeln!(out, "there are no backups; `tfdev backup now` makes some");
@@ -57,6 +63,9 @@ pub(super) fn write_list(listings: &[Listing], out: &mut dyn Write) -> std::io::
             write_summary(one, out)?;
         }
         write_range(listing.recoverable.as_ref(), out)?;
+        for gap in &listing.gaps {
+            writeln!(out, "but not {}", gap_words(gap))?;
+        }
         for damaged in &listing.damaged {
             writeln!(out, "DAMAGED: {damaged}")?;
         }
@@ -96,6 +105,9 @@ pub(super) fn write_status(status: &Status, out: &mut dyn Write) -> std::io::Res
     }
     if let Some(range) = &status.recoverable {
         row("recoverable", &format!("{} to {}", moment(range.from), moment(range.until)))?;
+    }
+    for gap in &status.gaps {
+        row("but not", &gap_words(gap))?;
     }
     if let Some(spool) = &status.spool {
         row("waiting", &format!("{} files of the log; {} MB are free", spool.files, spool.free_bytes >> 20))?;
