@@ -2,11 +2,10 @@
 //! by their names, and its clients seldom give back what they got.
 
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use sqlx::{AssertSqlSafe, Row as _};
-
-use super::keeper::Order;
+use super::keeper::{Answer, Order};
 use super::pool::Pool;
 use super::registry::TEMPLATE_LOCK;
 use super::template::{Recipe, Template, find};
@@ -88,26 +87,21 @@ impl Pool {
         Ok(found.into_iter().collect())
     }
 
-    /// Whether a copy of the template can only be handed out when one that is in use comes back: what could go of itself
-    /// is gone already.
-    pub async fn is_full(&self, template: &Template) -> Result<bool> {
-        let what = || "cannot count the fresh databases";
+    /// Whether a copy of the template can only be handed out when one that is in use comes back, and the hand-out that sets
+    /// `served` still waits for that: what could go of itself is gone already.
+    pub async fn is_full(&self, template: &Template, served: &AtomicBool) -> Result<bool> {
         let question = format!(
-            "SELECT count(*) FILTER (WHERE stage IN ('leased', 'building')) >= {leases}, {room}, \
-             count(*) FILTER (WHERE stage IN ('free', 'returned') OR (stage = 'dropping' \
-             AND coalesce(tried_at > clock_timestamp() - interval '5 s', true))) = 0 \
+            "SELECT count(*) FILTER (WHERE stage = 'leased') >= {leases} OR (NOT ({room}) AND \
+             count(*) FILTER (WHERE stage IN ('building', 'free', 'returned') OR (stage = 'dropping' \
+             AND coalesce(tried_at > clock_timestamp() - interval '5 s', true))) = 0) \
              FROM tfdev.fresh_database WHERE source = {source}",
             leases = self.0.max_leases,
             room = self.room_for(template),
             source = quote::literal(&self.server().database)?,
         );
-        let mut worker = self.worker().await?;
-        let row = sqlx::raw_sql(AssertSqlSafe(question)).fetch_one(&mut worker.admin.connection).await;
-        let row = row.or_failed(what)?;
-        let (leased, room, all_in_use): (bool, bool, bool) =
-            (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?, row.try_get(2).or_failed(what)?);
-        worker.finish();
-        Ok(leased || (!room && all_in_use))
+        let deadline = Instant::now() + self.options().timeout;
+        let answer = self.in_keeper(deadline, &Order::Ask(question)).await?;
+        Ok(matches!(answer, Answer::Is(true)) && !served.load(Ordering::Acquire))
     }
 
     /// Fails unless the server answers within `limit`, and is the one that the pool was opened with.

@@ -4,11 +4,11 @@
 //! that nobody waits long for his turn.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::pool::{Inner, Lease, Pool};
 use super::registry::DATABASE_LOCK;
@@ -31,7 +31,11 @@ pub(super) enum Order {
         template: i64,
         /// Whether it can be proven later that the database is untouched.
         provable: bool,
+        /// Is set as soon as there is one: whatever is asked of the keeper afterwards knows it.
+        served: Arc<AtomicBool>,
     },
+    /// Ask a question whose answer is yes or no.
+    Ask(String),
     /// Count the free ones of the template.
     CountFree(i64),
     /// End leases, and let their databases stay for so many seconds, or go.
@@ -49,6 +53,8 @@ pub(super) enum Answer {
     Nothing,
     /// How many are free.
     Free(usize),
+    /// The answer.
+    Is(bool),
     /// It is done.
     Done,
 }
@@ -95,8 +101,16 @@ impl Keeper {
 
     async fn run(&mut self, pool: &Pool, order: &Order) -> Result<Answer> {
         match order {
-            Order::HandOut { template, provable } => {
-                self.hand_out(pool, Held { template: *template, provable: *provable }).await
+            Order::HandOut { template, provable, served } => {
+                let answer = self.hand_out(pool, Held { template: *template, provable: *provable }).await?;
+                served.store(matches!(answer, Answer::HandedOut(..)), Ordering::Release);
+                Ok(answer)
+            }
+            Order::Ask(question) => {
+                let asked =
+                    sqlx::raw_sql(AssertSqlSafe(question.clone())).fetch_one(&mut self.open_session()?.connection);
+                let what = || "cannot count the fresh databases";
+                asked.await.or_failed(what)?.try_get(0).or_failed(what).map(Answer::Is)
             }
             Order::CountFree(template) => self.count_free(*template).await.map(Answer::Free),
             Order::GiveBack(ids, keep) => self.give_back(ids, *keep).await.map(|()| Answer::Done),

@@ -83,6 +83,10 @@ pub(super) struct Inner {
     /// Something was given back or made.
     pub(super) news: Notify,
     pub(super) sweepers: AtomicUsize,
+    /// How many things are done in the background that remove something.
+    pub(super) background: AtomicUsize,
+    /// Whether templates were let go here, so that who drops the last copy of one must drop that too.
+    pub(super) lets_templates_go: AtomicBool,
     /// How many are to be ready.
     ahead: AtomicUsize,
     replenishing: AtomicBool,
@@ -192,6 +196,8 @@ impl Pool {
             line: tokio::sync::Mutex::new(()),
             news: Notify::new(),
             sweepers: AtomicUsize::new(0),
+            background: AtomicUsize::new(0),
+            lets_templates_go: AtomicBool::new(false),
             ahead: AtomicUsize::new(0),
             replenishing: AtomicBool::new(false),
             watched: AtomicBool::new(false),
@@ -238,22 +244,22 @@ impl Pool {
     /// # Errors
     /// [`ErrorKind::TimedOut`] if none came free in time, [`ErrorKind::NotFound`] if the template is gone.
     pub async fn take(&self, template: &Template) -> Result<Lease> {
-        self.take_by(template, Instant::now() + self.options().timeout).await
+        self.take_by(template, Instant::now() + self.options().timeout, &Arc::default()).await
     }
 
-    /// As [`Pool::take`], and gives up at `deadline`. What is begun must be awaited: a database that was just handed out
-    /// would else be nobody's.
-    pub async fn take_by(&self, template: &Template, deadline: Instant) -> Result<Lease> {
+    /// As [`Pool::take`], gives up at `deadline`, and sets `served` as soon as it has one. What is begun must be awaited: a
+    /// database that was just handed out would else be nobody's.
+    pub async fn take_by(&self, template: &Template, deadline: Instant, served: &Arc<AtomicBool>) -> Result<Lease> {
         let begin = Instant::now();
         let _turn = self.queue().await?;
-        if let Some(lease) = self.attempt(template, deadline).await? {
+        if let Some(lease) = self.attempt(template, deadline, served).await? {
             return Ok(lease);
         }
         let Ok(_place) = tokio::time::timeout_at(deadline.into(), self.0.line.lock()).await else {
             return Err(self.none_came_free(begin, deadline).await);
         };
         loop {
-            if let Some(lease) = self.attempt(template, deadline).await? {
+            if let Some(lease) = self.attempt(template, deadline, served).await? {
                 return Ok(lease);
             }
             if Instant::now() >= deadline {
@@ -277,10 +283,10 @@ impl Pool {
         FileLock::acquire(path, "fresh databases", "fresh", self.options().timeout, &events).await.map(Some)
     }
 
-    async fn attempt(&self, template: &Template, deadline: Instant) -> Result<Option<Lease>> {
-        let mut lease = self.hand_out(template, deadline).await?;
+    async fn attempt(&self, template: &Template, deadline: Instant, served: &Arc<AtomicBool>) -> Result<Option<Lease>> {
+        let mut lease = self.hand_out(template, deadline, served).await?;
         if lease.is_none() && self.make(template, true).await? == Made::One {
-            lease = self.hand_out(template, deadline).await?;
+            lease = self.hand_out(template, deadline, served).await?;
         }
         if lease.is_some() {
             self.replenish_soon(template);
@@ -293,9 +299,14 @@ impl Pool {
     }
 
     /// Hands out one that is ready: one round trip.
-    async fn hand_out(&self, template: &Template, deadline: Instant) -> Result<Option<Lease>> {
-        let answer =
-            self.in_keeper(deadline, &Order::HandOut { template: template.id, provable: template.provable }).await?;
+    async fn hand_out(
+        &self,
+        template: &Template,
+        deadline: Instant,
+        served: &Arc<AtomicBool>,
+    ) -> Result<Option<Lease>> {
+        let (id, provable, served) = (template.id, template.provable, served.clone());
+        let answer = self.in_keeper(deadline, &Order::HandOut { template: id, provable, served }).await?;
         let Answer::HandedOut(id, database) = answer else { return Ok(None) };
         self.watch();
         Ok(Some(self.lease(id, database, template)))
@@ -337,16 +348,21 @@ impl Pool {
         crate::fault::point("fresh.make.intent").await;
         let made = self.copy(admin, template, &name).await;
         crate::fault::point("fresh.make.copied").await;
-        let stage = if made.is_ok() { "free" } else { "dropping" };
         let traits = if self.0.proves { untouched::traits("database") } else { "NULL".to_owned() };
+        // A template may be let go while it is copied.
         let note = format!(
-            "UPDATE tfdev.fresh_database SET stage = $2, traits = {traits} WHERE id = $1 AND stage = 'building' \
-             RETURNING pg_advisory_unlock($3, id)"
+            "UPDATE tfdev.fresh_database d SET stage = CASE WHEN $2 AND EXISTS (SELECT FROM tfdev.fresh_template t \
+             WHERE t.id = d.template AND t.stage = 'ready') THEN 'free' ELSE 'dropping' END, traits = {traits} \
+             WHERE id = $1 AND stage = 'building' RETURNING stage = 'free', pg_advisory_unlock($3, id)"
         );
-        let noted = sqlx::query(AssertSqlSafe(note)).bind(id).bind(stage).bind(DATABASE_LOCK);
-        let noted = noted.fetch_optional(&mut admin.connection);
-        noted.await.or_failed(what)?;
-        made?;
+        let noted = sqlx::query(AssertSqlSafe(note)).bind(id).bind(made.is_ok()).bind(DATABASE_LOCK);
+        let noted = noted.fetch_optional(&mut admin.connection).await.or_failed(what)?;
+        let is_free = noted.map(|row| row.try_get(0)).transpose().or_failed(what)?;
+        if is_free == Some(false) {
+            self.collect_soon();
+            made?;
+            return Err(Error::new(ErrorKind::NotFound, format!("the template `{}` is gone", template.database)));
+        }
         self.0.news.notify_one();
         Ok(Made::One)
     }
@@ -446,10 +462,10 @@ impl Pool {
                 let (pool, template) = (self.clone(), template.clone());
                 makes.spawn(async move { pool.make(&template, false).await });
             }
-            while let Some(made) = makes.join_next().await {
-                if made.or_failed(|| "cannot make databases ahead")?? == Made::Full {
-                    return Ok(());
-                }
+            // All of them to their end: one that is cut off leaves what the next sweep must find.
+            let made = makes.join_all().await.into_iter().collect::<Result<Vec<Made>>>()?;
+            if made.contains(&Made::Full) {
+                return Ok(());
             }
         }
     }

@@ -42,6 +42,15 @@ pub(super) fn candidates() -> String {
     )
 }
 
+/// Counts what is done in the background.
+struct AtWork(Pool);
+
+impl Drop for AtWork {
+    fn drop(&mut self) {
+        self.0.0.background.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
 impl Pool {
     /// Removes, in the background, what is to go.
     pub(super) fn sweep_soon(&self) {
@@ -51,11 +60,30 @@ impl Pool {
             return;
         }
         let pool = self.clone();
-        tokio::spawn(async move {
+        self.in_background(async move {
             let swept = pool.sweep_all(false).await;
             pool.0.sweepers.fetch_sub(1, Ordering::AcqRel);
-            if let Err(error) = swept {
-                pool.events().detail(format!("fresh databases that are to go are left to the next call: {error}"));
+            swept?;
+            // The last copy of a template that is to go may be gone now.
+            if pool.0.lets_templates_go.load(Ordering::Acquire) { pool.drop_templates().await } else { Ok(()) }
+        });
+    }
+
+    /// As [`Pool::collect`], in the background.
+    pub(super) fn collect_soon(&self) {
+        self.0.lets_templates_go.store(true, Ordering::Release);
+        let pool = self.clone();
+        self.in_background(async move { pool.collect().await.map(drop) });
+    }
+
+    /// Does what nobody waits for but [`Pool::settle`].
+    fn in_background(&self, work: impl Future<Output = Result<()>> + Send + 'static) {
+        self.0.background.fetch_add(1, Ordering::AcqRel);
+        let at_work = AtWork(self.clone());
+        tokio::spawn(async move {
+            if let Err(error) = work.await {
+                let events = at_work.0.events();
+                events.detail(format!("fresh databases that are to go are left to the next call: {error}"));
             }
         });
     }
@@ -72,10 +100,11 @@ impl Pool {
 
     /// Removes now what nobody needs, and templates that were not used for long. Returns the names of the databases.
     pub async fn collect(&self) -> Result<Vec<String>> {
-        let swept = self.sweep_all(true).await?;
         let mut worker = self.worker().await?;
         self.retire_templates(&mut worker.admin).await?;
         worker.finish();
+        let swept = self.sweep_all(true).await?;
+        self.drop_templates().await?;
         Ok(swept)
     }
 
@@ -85,8 +114,9 @@ impl Pool {
         let is_on_its_way = |one: &FreshDatabase| matches!(one.stage, Stage::Returned | Stage::Dropping);
         loop {
             self.collect().await?;
+            let is_at_work = self.0.background.load(Ordering::Acquire) > 0;
             let ours = self.list().await?.into_iter().filter(|one| one.holder.as_ref() == Some(&self.options().holder));
-            if !ours.into_iter().any(|one| is_on_its_way(&one)) {
+            if !is_at_work && !ours.into_iter().any(|one| is_on_its_way(&one)) {
                 return Ok(());
             }
             tokio::time::sleep(LOOK_EVERY).await;

@@ -194,7 +194,7 @@ impl Pool {
         marked.or_failed(|| "cannot discard the template")?;
         worker.finish();
         self.give_back_all_of(template.id).await?;
-        self.sweep_soon();
+        self.collect_soon();
         Ok(())
     }
 
@@ -248,7 +248,7 @@ impl Pool {
         Ok(Begun::Draft(Box::new(draft)))
     }
 
-    /// Lets go of the templates that were used longest ago, and of those whose making nobody goes on with.
+    /// Lets go of the templates that were used longest ago, and of what is left of others that are to go.
     pub(super) async fn retire_templates(&self, admin: &mut Admin) -> Result<()> {
         let statement = "WITH old AS (SELECT id FROM tfdev.fresh_template t WHERE source = $1 AND stage = 'ready' \
                          AND NOT EXISTS (SELECT FROM tfdev.fresh_database d WHERE d.template = t.id \
@@ -256,9 +256,16 @@ impl Pool {
                          marked AS (UPDATE tfdev.fresh_template SET stage = 'dropping', key = key || ' dropped ' || id \
                          WHERE id IN (SELECT id FROM old) RETURNING id) \
                          UPDATE tfdev.fresh_database SET stage = 'dropping' \
-                         WHERE template IN (SELECT id FROM marked) AND stage = 'free'";
+                         WHERE stage = 'free' AND template IN (SELECT id FROM marked UNION ALL \
+                         SELECT id FROM tfdev.fresh_template WHERE source = $1 AND stage = 'dropping')";
         let marked = sqlx::query(statement).bind(&self.server().database).bind(KEPT_TEMPLATES);
-        marked.execute(&mut admin.connection).await.or_failed(|| "cannot let old templates go")?;
+        marked.execute(&mut admin.connection).await.or_failed(|| "cannot let old templates go").map(drop)
+    }
+
+    /// Drops templates that are to go once they have no copies, and those whose making nobody goes on with.
+    pub(super) async fn drop_templates(&self) -> Result<()> {
+        let mut worker = self.worker().await?;
+        let admin = &mut worker.admin;
         let what = || "cannot look for templates that are left over";
         let question = "WITH c AS MATERIALIZED (SELECT id, database FROM tfdev.fresh_template t WHERE source = $1 \
                         AND (stage = 'dropping' OR (stage IN ('building', 'failed') AND database IS NOT NULL)) \
@@ -286,6 +293,7 @@ impl Pool {
             let unlock = "SELECT pg_advisory_unlock($1, $2::integer)";
             sqlx::query(unlock).bind(TEMPLATE_LOCK).bind(id).execute(&mut admin.connection).await.or_failed(what)?;
         }
+        worker.finish();
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! taken for it is free again.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -157,14 +157,15 @@ impl Shared {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let waiting = Waiting(&self.waiting);
         let (goes_on, gone) = oneshot::channel::<()>();
+        let served = Arc::new(AtomicBool::new(false));
         let recycler = {
-            let (shared, pool, template) = (self.clone(), pool.clone(), template.clone());
-            async move { shared.recycle_for(&pool, &template, gone).await }
+            let (shared, pool, template, served) = (self.clone(), pool.clone(), template.clone(), served.clone());
+            async move { shared.recycle_for(&pool, &template, &served, gone).await }
         };
         tokio::spawn(recycler);
         let mut taking = {
             let (pool, template) = (pool.clone(), template.clone());
-            tokio::spawn(async move { pool.take_by(&template, begin + WAIT_LIMIT).await })
+            tokio::spawn(async move { pool.take_by(&template, begin + WAIT_LIMIT, &served).await })
         };
         let taken = tokio::select! {
             taken = &mut taking => taken.or_failed(|| "the hand-out ended in an unforeseen way").flatten(),
@@ -192,7 +193,13 @@ impl Shared {
 
     /// While somebody waits, and the pool is full, lets the database go that was handed out longest ago and that nobody is
     /// connected to. Clients of IntegreSQL count on that: many never give one back.
-    async fn recycle_for(&self, pool: &Pool, template: &Template, mut gone: oneshot::Receiver<()>) {
+    async fn recycle_for(
+        &self,
+        pool: &Pool,
+        template: &Template,
+        served: &AtomicBool,
+        mut gone: oneshot::Receiver<()>,
+    ) {
         let is_over = |gone: &mut oneshot::Receiver<()>| gone.try_recv() != Err(oneshot::error::TryRecvError::Empty);
         loop {
             if tokio::time::timeout(RECYCLE_EVERY, &mut gone).await.is_ok() {
@@ -202,14 +209,14 @@ impl Shared {
             if is_over(&mut gone) {
                 return;
             }
-            if let Err(error) = self.recycle_one(pool, template).await {
+            if let Err(error) = self.recycle_one(pool, template, served).await {
                 self.pools.events().detail(format!("no forgotten database makes room: {error}"));
             }
         }
     }
 
-    async fn recycle_one(&self, pool: &Pool, template: &Template) -> Result<()> {
-        if !pool.is_full(template).await? {
+    async fn recycle_one(&self, pool: &Pool, template: &Template, served: &AtomicBool) -> Result<()> {
+        if !pool.is_full(template, served).await? {
             return Ok(());
         }
         let spare = self.templates().spare(template.id);
@@ -223,6 +230,9 @@ impl Shared {
         let Some((hash, id, _)) = oldest.into_iter().find(|(_, _, name)| !connected.contains(name)) else {
             return Ok(());
         };
+        if served.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let lease = self.templates().get(&hash).map(|entry| entry.take_back(id));
         if let Some(super::template::Known::Taken(lease)) = lease {
             self.metrics.recycled();

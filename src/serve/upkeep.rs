@@ -28,6 +28,9 @@ pub(super) const FORGOTTEN_FILLING: Duration = Duration::from_mins(10);
 /// How often the server and the templates are looked after.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// How often what is left of templates that nobody uses goes.
+const COLLECT_EVERY: Duration = Duration::from_mins(1);
+
 /// Does all of it until the service ends.
 pub(super) async fn run(shared: Arc<Shared>) {
     tokio::join!(give_back(&shared), look_after(&shared));
@@ -77,6 +80,7 @@ async fn end_leases(shared: &Shared, pool: &Pool) {
 
 /// Looks after the server, and after templates that clients have begun and forgotten.
 async fn look_after(shared: &Shared) {
+    let mut collected = Instant::now();
     while !shared.is_closing() {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
@@ -85,7 +89,12 @@ async fn look_after(shared: &Shared) {
         if !shared.pools.look().await {
             continue;
         }
-        if let Err(error) = forget(shared).await {
+        let mut looked_after = forget(shared).await;
+        if looked_after.is_ok() && collected.elapsed() >= COLLECT_EVERY {
+            collected = Instant::now();
+            looked_after = shared.pools.current().collect().await.map(drop);
+        }
+        if let Err(error) = looked_after {
             shared.pools.events().detail(format!("templates are looked after later: {error}"));
         }
     }

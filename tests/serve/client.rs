@@ -59,7 +59,7 @@ fn the_published_client_lives_its_whole_life() {
         let served = Served::start(env);
         let url = format!("http://{}/api", served.address).parse().unwrap();
         let names = live(&DbManager::new(url, PATIENT));
-        let instance = instance_url(env);
+        let instance = instance_url(env, "test");
         for name in names {
             let name = name.trim_end_matches('?');
             until("a returned database to go", || (!exists(&instance, name)).then_some(()));

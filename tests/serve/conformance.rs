@@ -3,10 +3,13 @@
 use serde_json::{Value, json};
 
 use super::http::{Served, url_of};
-use super::{exists, fresh_databases, instance_url};
+use super::{exists, fresh_databases_of, instance_url};
 use crate::support::{Session, TestEnv, on_every_engine, one, query, try_query, until};
 
-on_every_engine!(@of_ours every_call_of_integresql_answers_as_its_clients_expect);
+on_every_engine!(
+    every_call_of_integresql_answers_as_its_clients_expect,
+    calls_work_as_well_within_the_twenty_connections_of_the_instance_dev,
+);
 
 const TEMPLATES: &str = "/api/v1/templates";
 
@@ -23,6 +26,14 @@ fn begin(served: &Served, hash: &str) -> Value {
     begun
 }
 
+/// A template that is discarded as soon as it is finished; the URL of its database.
+fn let_go_at_once(served: &Served, hash: &str) -> String {
+    let begun = begin(served, hash);
+    served.call("PUT", &format!("{TEMPLATES}/{hash}"), "").is(204);
+    served.call("DELETE", &format!("{TEMPLATES}/{hash}"), "").is(204);
+    url_of(&begun["database"]["config"])
+}
+
 fn take(served: &Served, hash: &str) -> (i64, String) {
     let test = served.get(&format!("{TEMPLATES}/{hash}/tests")).is(200).json();
     assert_eq!(test["database"]["templateHash"], hash);
@@ -30,14 +41,27 @@ fn take(served: &Served, hash: &str) -> (i64, String) {
 }
 
 fn every_call_of_integresql_answers_as_its_clients_expect(env: &TestEnv) {
-    let served = Served::start(env);
+    calls_answer_on(env, "test");
+}
+
+fn calls_work_as_well_within_the_twenty_connections_of_the_instance_dev(env: &TestEnv) {
+    calls_answer_on(env, "dev");
+}
+
+fn calls_answer_on(env: &TestEnv, instance: &str) {
+    let served = Served::start_with(env, &["--instance", instance]);
+    let url = instance_url(env, instance);
     templates_are_begun_filled_and_finished(&served);
-    databases_are_handed_out_and_given_back(&served, &instance_url(env));
-    templates_are_discarded(&served, &instance_url(env));
+    databases_are_handed_out_and_given_back(&served, &url);
+    templates_are_discarded(&served, &url);
     served.get("/api/v1/other").is(404);
     served.call("PATCH", TEMPLATES, "{}").is(405);
     assert!(served.end_by("TERM").success());
-    assert_eq!(fresh_databases(env, |stage| stage != "free"), Vec::<String>::new());
+    // What the server was still making ahead, it goes on with.
+    until("nothing to be left but what is ready", || {
+        env.run(&["fresh", "--instance", instance, "gc"]).ok();
+        fresh_databases_of(env, instance, |stage| stage != "free").is_empty().then_some(())
+    });
 }
 
 fn templates_are_begun_filled_and_finished(served: &Served) {
@@ -145,6 +169,9 @@ fn templates_are_discarded(served: &Served, instance: &str) {
     let _session = Session::open(&url);
     served.call("DELETE", &format!("{TEMPLATES}/gone"), "").is(204);
     until("the discarded template's database to go", || (!exists(instance, &url)).then_some(()));
+    // While copies of it are being made ahead.
+    let soon: Vec<String> = (0..3).map(|number| let_go_at_once(served, &format!("soon{number}"))).collect();
+    until("templates that were let go at once to go", || (!soon.iter().any(|url| exists(instance, url))).then_some(()));
     // All of them.
     let (_, url) = take(served, "tests");
     begin(served, "begun");

@@ -29,7 +29,7 @@ fn nonsense_is_refused_and_leaves_nothing() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         let served = Served::start(env);
         served.get("/healthz").is(200);
-        let instance = instance_url(env);
+        let instance = instance_url(env, "test");
         let databases = || query(&instance, "SELECT datname FROM pg_database ORDER BY 1");
         let before = databases();
         let long = "h".repeat(1 << 20);
@@ -105,7 +105,7 @@ fn databases_that_clients_forget_make_room_but_none_that_is_in_use() {
 fn a_service_that_ends_leaves_nothing_but_finished_templates() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         let served = Served::start(env);
-        let instance = instance_url(env);
+        let instance = instance_url(env, "test");
         template(&served, "kept");
         let (_, url) = take(&served, "kept");
         let begun = served.call("POST", TEMPLATES, r#"{"hash":"unfinished"}"#).is(200).json();

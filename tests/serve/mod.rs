@@ -9,20 +9,24 @@ mod own;
 
 use crate::support::{TestEnv, one};
 
-/// The URL of the project's own database on the instance `test`.
-fn instance_url(env: &TestEnv) -> String {
-    env.run(&["url", "--instance", "test"]).ok().stdout.trim().to_owned()
+/// The URL of the project's own database on an instance.
+fn instance_url(env: &TestEnv, instance: &str) -> String {
+    env.run(&["url", "--instance", instance]).ok().stdout.trim().to_owned()
 }
 
-/// Whether there is the database of a URL on the instance `test`.
+/// Whether there is the database of a URL on the instance with that URL.
 fn exists(instance: &str, url: &str) -> bool {
     let name = url.trim().rsplit('/').next().unwrap();
     one(instance, &format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'")) == "1"
 }
 
-/// The fresh databases whose stage is one that `wanted` wants.
+/// The fresh databases on the instance `test` whose stage is one that `wanted` wants.
 fn fresh_databases(env: &TestEnv, wanted: impl Fn(&str) -> bool) -> Vec<String> {
-    let listed = env.run(&["fresh", "list", "--json"]).ok().json();
+    fresh_databases_of(env, "test", wanted)
+}
+
+fn fresh_databases_of(env: &TestEnv, instance: &str, wanted: impl Fn(&str) -> bool) -> Vec<String> {
+    let listed = env.run(&["fresh", "--instance", instance, "list", "--json"]).ok().json();
     let rows = listed.as_array().unwrap().iter().filter(|row| wanted(row["stage"].as_str().unwrap()));
     rows.map(|row| row["database"].as_str().unwrap().to_owned()).collect()
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::http::{Served, url_of};
 use super::{exists, instance_url};
-use crate::support::{TestEngine, TestEnv, one, run_on, until};
+use crate::support::{TestEngine, TestEnv, one, query, run_on, until};
 
 #[test]
 fn a_lease_is_had_in_one_call_and_ends_in_time() {
@@ -24,7 +24,7 @@ fn a_lease_is_had_in_one_call_and_ends_in_time() {
         let url = fresh["url"].as_str().unwrap();
         assert_eq!(url_of(&fresh["config"]), url);
         assert_eq!(one(url, "SELECT count(*) FROM tasks"), "0");
-        let instance = instance_url(env);
+        let instance = instance_url(env, "test");
 
         let text = served.call_with("GET", "/fresh?seed=small&ttl=2h", &[("Accept", "text/plain")], "").is(200).body;
         assert_ne!(text.trim(), url);
@@ -160,5 +160,47 @@ fn pages_of_other_sites_and_callers_without_the_token_are_refused() {
         served.call_with("GET", "/fresh", &[("Authorization", &bearer)], "").is(200);
         let arguments = std::fs::read_to_string(format!("/proc/{}/cmdline", served.child.id())).unwrap();
         assert!(!arguments.contains(token));
+    });
+}
+
+/// How many databases are handed out in a row; `TFDEV_SOAK` makes it more.
+const IN_A_ROW: usize = 200;
+
+/// The memory of the service that is its own, in kB.
+#[cfg(target_os = "linux")]
+fn memory_of(served: &Served) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", served.child.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn many_databases_in_a_row_leave_the_service_as_it_was() {
+    run_on(TestEngine::Native, |env: &TestEnv| {
+        #[expect(clippy::disallowed_methods, reason = "how long to soak is no setting of tfdev")]
+        let wanted = std::env::var("TFDEV_SOAK").map_or(IN_A_ROW, |text| text.parse().unwrap());
+        let served = Served::start(env);
+        let templates = "/api/v1/templates";
+        let begun = served.call("POST", templates, r#"{"hash":"soak"}"#).is(200).json();
+        query(&url_of(&begun["database"]["config"]), "CREATE TABLE notes (text text)");
+        served.call("PUT", &format!("{templates}/soak"), "").is(204);
+        let mut at_first = None;
+        for number in 1..=wanted {
+            let test = served.get(&format!("{templates}/soak/tests")).is(200).json();
+            if number % 8 == 0 {
+                query(&url_of(&test["database"]["config"]), "INSERT INTO notes VALUES ('written to')");
+            }
+            let id = test["id"].as_i64().unwrap();
+            let way = if number % 2 == 0 { "recreate" } else { "unlock" };
+            served.call("POST", &format!("{templates}/soak/tests/{id}/{way}"), "").is(204);
+            if number == wanted.div_ceil(4) || number == wanted {
+                let found = memory_of(&served);
+                let first = *at_first.get_or_insert(found);
+                assert!(found < first + 4096, "{found} kB after {number} databases, and {first} kB at first");
+            }
+        }
+        assert!(served.end_by("TERM").success());
+        assert_eq!(super::fresh_databases(env, |stage| stage != "free"), Vec::<String>::new());
     });
 }
