@@ -35,9 +35,10 @@ recovery: ## Recover to 50 moments of a history, and let the agent work for 30 d
 	TFDEV_TEST_INSTANTS=$(or $(INSTANTS),50) $(CARGO) test --test suite -- --nocapture backup::recovery
 	TFDEV_TEST_DAYS=$(or $(DAYS),30) $(CARGO) test --test suite -- --nocapture backup::month
 
-soak: ## Take 10,000 fresh databases while processes are killed, on each engine, and look for what is left
+soak: ## Take 10,000 fresh databases while processes are killed, on each engine and over HTTP, and look for what is left
 	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --test suite -- --nocapture killed_at_any_moment
 	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --lib -- --nocapture many_leases_in_a_row
+	TFDEV_SOAK=$(or $(LEASES),10000) $(CARGO) test --test suite -- --nocapture many_databases_in_a_row
 
 check: ## Formatting, lints, documentation, licences
 	$(CARGO) fmt --check

@@ -21,7 +21,6 @@ use crate::server::Running;
 /// that ends, or after the time that --ttl names. The server is the project's instance `test`, whose data is in memory; it
 /// is started if it does not run, and stopped when nobody has used it for an hour.
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub struct Fresh {
     #[command(subcommand)]
     action: Option<Action>,
@@ -93,6 +92,10 @@ struct WrittenError {
 }
 
 pub(super) async fn run(command: Fresh, session: &Session) -> Result<()> {
+    if command.action.is_some() && (command.create.seed.is_some() || command.create.ttl.is_some()) {
+        return Err(Error::new(ErrorKind::Usage, "`--seed` and `--ttl` say how a database is made")
+            .hint("write them behind the word, if it takes them: `tfdev fresh create --ttl 30m`"));
+    }
     match command.action.unwrap_or(Action::Create(command.create)) {
         Action::Create(create) => {
             let created = match create.ttl {
