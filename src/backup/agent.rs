@@ -13,8 +13,9 @@ use jiff::tz::TimeZone;
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::catalogue::{Catalogue, Kind};
+use super::catalogue::Catalogue;
 use super::gauges::Seen;
+use super::manifest::Kind;
 use super::plan::{Plan, Target};
 use super::retention::{self, Decisions, Keep};
 use super::state::{self, State};

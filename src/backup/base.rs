@@ -12,7 +12,7 @@ use std::io::Read;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::catalogue::Physical;
+use super::manifest::Physical;
 use super::position::{Lsn, SEGMENT_BYTES};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::control::{CONTROL_FILE, ControlFile};

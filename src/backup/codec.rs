@@ -14,8 +14,8 @@ use tokio::sync::mpsc;
 use zstd::stream::read::Decoder;
 use zstd::stream::write::Encoder;
 
-use super::catalogue::Payload;
 use super::keys::{EXTENSION, Keys, Opening, Sealing};
+use super::manifest::Payload;
 use super::store::Store;
 use crate::channel_reader::ChannelReader;
 use crate::engine::program::Program;

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::base;
-use super::catalogue::Payload;
 use super::codec::Unpacked;
 use super::keys::Keys;
+use super::manifest::Payload;
 use crate::engine::cluster::MARKER;
 use crate::error::{Context, Error, ErrorKind, Result};
 

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use sqlx::{PgConnection, Row};
 
-use super::catalogue::{FORMAT, Kind, Manifest, Payload, Source};
 use super::codec;
 use super::fingerprint::{self, Fingerprint};
+use super::manifest::{FORMAT, Kind, Manifest, Payload, Source};
 use super::plan::{Plan, Target};
 use super::position::{Lsn, Segment};
 use super::state::{self, State};
@@ -290,7 +290,7 @@ impl Backups<'_> {
     /// Fails unless the store has all that a recovery to the backup's own point needs.
     async fn check_log(&self, manifest: &Manifest) -> Result<()> {
         let mut catalogue = self.catalogue().await?;
-        catalogue.backups = vec![super::catalogue::Backup { manifest: manifest.clone(), verified: None }];
+        catalogue.backups = vec![super::manifest::Backup { manifest: manifest.clone(), verified: None }];
         Plan::of(&catalogue, &Target::Backup(manifest.id.clone())).map(drop)
     }
 

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::Kind;
+use super::manifest::Kind;
 use super::position::SEGMENT_BYTES;
 use super::state::State;
 use super::status::{Proof, Status};

@@ -4,9 +4,9 @@
 
 use std::time::Instant;
 
-use super::catalogue::{Kind, Manifest};
 use super::codec;
 use super::fingerprint::Exported;
+use super::manifest::{Kind, Manifest};
 use super::{Backups, words};
 use crate::archive;
 use crate::engine::program::Input;

@@ -45,6 +45,7 @@ mod full;
 pub mod gauges;
 pub mod keys;
 mod logical;
+pub mod manifest;
 pub mod plan;
 pub mod position;
 pub mod replace;
@@ -68,7 +69,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 use sqlx::PgConnection;
 
-use self::catalogue::{Catalogue, Kind, Manifest, Mark, Verification, cluster_folder};
+use self::catalogue::{Catalogue, cluster_folder};
+use self::manifest::{Kind, Manifest, Mark, Verification};
 use self::plan::{Missing, Range};
 use self::store::Store;
 use crate::config::Settings;

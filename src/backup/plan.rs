@@ -5,7 +5,8 @@
 
 use jiff::Timestamp;
 
-use super::catalogue::{Backup, Catalogue, Kind, LogFile, Mark, Physical};
+use super::catalogue::{Catalogue, LogFile};
+use super::manifest::{Backup, Kind, Mark, Physical};
 use super::position::{Lsn, SEGMENT_BYTES, Segment};
 use crate::error::{Error, ErrorKind, Result};
 

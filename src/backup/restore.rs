@@ -16,9 +16,10 @@ use jiff::Timestamp;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
-use super::catalogue::{Backup, Catalogue, Kind, LogFile, Manifest, cluster_folder};
+use super::catalogue::{Catalogue, LogFile, cluster_folder};
 use super::codec;
 use super::folder::Folder;
+use super::manifest::{Backup, Kind, Manifest};
 use super::plan::{Plan, Stop, Target};
 use super::position::Lsn;
 use super::replay::{New, is_ended_early};

@@ -7,7 +7,8 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 
-use super::catalogue::{Catalogue, Kind};
+use super::catalogue::Catalogue;
+use super::manifest::Kind;
 use super::position::Segment;
 
 /// How long things are kept.
@@ -80,7 +81,7 @@ fn of_backup(catalogue: &Catalogue, index: usize, keep: Keep, now: Timestamp) ->
     let later = || catalogue.backups[index + 1..].iter().filter(|other| other.manifest.kind == kind);
     let (stays, why) = if later().next().is_none() {
         (true, format!("is the newest {} one", kind.word()))
-    } else if backup.is_proven() && !later().any(super::catalogue::Backup::is_proven) {
+    } else if backup.is_proven() && !later().any(super::manifest::Backup::is_proven) {
         (true, format!("is the last {} one that was proven by a restore", kind.word()))
     } else if is_young(backup.manifest.created, keep.full_days, now) {
         (true, format!("is younger than {} days", keep.full_days))

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
-use super::catalogue::{Backup, Catalogue, Kind, Log, LogFile, Manifest, Payload, Physical, Source, Verification};
+use super::catalogue::{Catalogue, Log, LogFile};
+use super::manifest::{Backup, Kind, Manifest, Payload, Physical, Source, Verification};
 use super::plan::{Plan, Target, missing};
 use super::position::{Lsn, SEGMENT_BYTES, Segment};
 use super::retention::{Keep, decide};

@@ -6,8 +6,9 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use super::catalogue::{Catalogue, Kind, Verification};
+use super::catalogue::Catalogue;
 use super::gauges::Seen;
+use super::manifest::{Kind, Verification};
 use super::plan::{Missing, Plan, Range, Target};
 use super::state::State;
 use super::wal::{self, Spool};

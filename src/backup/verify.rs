@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::catalogue::{Backup, Catalogue, Kind, Verification};
+use super::catalogue::Catalogue;
 use super::fingerprint::{self, Fingerprint};
 use super::keys::is_locked;
+use super::manifest::{Backup, Kind, Verification};
 use super::plan::Target;
 use super::restore::{self, Restored, Wanted};
 use super::store::Store;

@@ -21,9 +21,10 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgConnection, Row};
 
 use super::Backups;
-use super::catalogue::{Coverage, log_folder, log_key, read_log_key};
+use super::catalogue::{log_folder, log_key, read_log_key};
 use super::codec;
 use super::keys::{EXTENSION, Keys};
+use super::manifest::Coverage;
 use super::position::{Lsn, SEGMENT_BYTES, Segment};
 use super::state::{Sample, State};
 use crate::engine::program::{Input, Program};

@@ -198,7 +198,7 @@ impl Family<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::catalogue::Kind;
+    use crate::backup::manifest::Kind;
     use crate::backup::status::Proof;
 
     #[test]

@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::source::BACKUP;
 use super::{Bench, Row, Section, Verdict};
 use crate::backup::Backups;
-use crate::backup::catalogue::Kind;
+use crate::backup::manifest::Kind;
 use crate::backup::status::Status;
 use crate::error::Result;
 use crate::event::Events;

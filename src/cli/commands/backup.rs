@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use self::report::{moment, write_decisions, write_list, write_pass, write_status, write_summary, write_verified};
 use crate::backup::agent::Pass;
-use crate::backup::catalogue::Kind;
+use crate::backup::manifest::Kind;
 use crate::backup::plan::Target;
 use crate::backup::position::Lsn;
 use crate::backup::restore::Wanted;
