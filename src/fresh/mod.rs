@@ -3,7 +3,8 @@
 //! ```text
 //! registry   which templates and databases there are, and what they are doing: in the server itself
 //! template   migrations, data and own code → a closed database, made once for all processes
-//! pool       template → copies, made when asked for or ahead, counted, handed out in one round trip
+//! pool       copies of templates, counted, handed out in one round trip
+//! make       template → copies, made when asked for or ahead
 //! functions  what each hand-out and each return is in the server
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
 //! untouched  what was given back and is proven to be as it was goes back into the pool
@@ -56,6 +57,7 @@ mod home;
 pub mod idle;
 mod keeper;
 mod lifetime;
+mod make;
 mod pool;
 mod reap;
 pub mod registry;
