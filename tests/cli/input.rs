@@ -142,3 +142,12 @@ fn a_question_without_a_terminal_is_refused() {
         assert!(error["hints"].to_string().contains("--yes"), "{error}");
     }
 }
+
+#[test]
+fn flags_of_making_a_database_are_for_no_other_word_and_an_instance_is_for_all() {
+    let env = environment("");
+    env.run(&["fresh", "--ttl", "1m", "list"]).exits(2).says("`--ttl`").says("tfdev fresh create");
+    env.run(&["fresh", "--instance", "other", "list"]).exits(4).says("`other`");
+    env.run(&["fresh", "list", "--instance", "other"]).exits(4).says("`other`");
+    nothing_started(&env);
+}
