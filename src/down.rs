@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::config::Settings;
+use crate::config::{EngineChoice, Setting, Settings};
 use crate::engine;
 use crate::error::Result;
 use crate::event::Events;
 use crate::identity;
-use crate::instance::{Instance, InstanceLock};
+use crate::instance::{Instance, InstanceLock, InstanceRecord};
 
 /// What `down` did.
 #[derive(Debug, Serialize)]
@@ -69,6 +69,15 @@ pub fn instances(settings: &Settings, all: bool) -> Result<Vec<Instance>> {
     Ok(instances)
 }
 
+/// The settings for one of several instances: each that is on record is on the engine that made it, whichever is asked for.
+fn settings_for(settings: &Settings, instance: &Instance, all: bool, events: &Events) -> Result<Settings> {
+    let mut own = settings.clone();
+    if all && InstanceRecord::read(instance, events)?.is_some_and(|record| record.engine.is_some()) {
+        own.engine = Setting::default_value(EngineChoice::Auto);
+    }
+    Ok(own)
+}
+
 /// Stops the settled instance, or all of the project's, and keeps their data.
 pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<DownReport> {
     let mut stopped = Vec::new();
@@ -76,7 +85,7 @@ pub async fn down(settings: &Settings, all: bool, events: &Events) -> Result<Dow
     for instance in &instances {
         let limit = Duration::from_secs(settings.timeout_seconds.value);
         let _lock = InstanceLock::acquire(instance, "down", limit, events).await?;
-        let engine = engine::choose(settings, instance, events).await?.engine;
+        let engine = engine::choose(&settings_for(settings, instance, all, events)?, instance, events).await?.engine;
         identity::check(instance, engine.as_ref(), events).await?;
         events.started(format!("Stopping {}", instance.container_name()));
         let changed = engine.stop().await?;
@@ -99,7 +108,8 @@ pub async fn destroy(settings: &Settings, all: bool, events: &Events) -> Result<
     let mut destroyed = Vec::new();
     let instances = instances(settings, all)?;
     for instance in &instances {
-        destroyed.push(destroy_instance(settings, instance, events).await?);
+        let settings = settings_for(settings, instance, all, events)?;
+        destroyed.push(destroy_instance(&settings, instance, events).await?);
     }
     Ok(DestroyReport { project: instances[0].project.clone(), instances: destroyed })
 }

@@ -1,7 +1,8 @@
 //! Which engine an instance gets, and that it stays there.
 
 use super::Native;
-use crate::support::{finish, one, start};
+use crate::support::native::remove_all;
+use crate::support::{TestEngine, TestEnv, finish, one, run_on, start};
 
 /// A Docker that is not there.
 const NO_DOCKER: (&str, &str) = ("DOCKER_HOST", "unix:///nowhere/docker.sock");
@@ -46,4 +47,34 @@ fn without_docker_and_programs_both_reasons_are_told() {
     command.env(NO_DOCKER.0, NO_DOCKER.1);
     let outcome = finish(start(command)).exits(3);
     outcome.says("/nowhere/docker.sock").says("there is no program `postgres`").says("install PostgreSQL 15");
+}
+
+/// Removes what a test on docker has made natively as well, however it ends.
+struct AlsoNative<'a>(&'a TestEnv);
+
+impl Drop for AlsoNative<'_> {
+    fn drop(&mut self) {
+        remove_all(self.0);
+    }
+}
+
+#[test]
+fn all_instances_are_stopped_and_removed_whichever_engine_is_asked_for() {
+    if Native::new().is_none() {
+        return;
+    }
+    run_on(TestEngine::Docker, |env: &TestEnv| {
+        let _native = AlsoNative(env);
+        env.up();
+        env.run(&["--engine", "native", "--instance", "other", "up", "--dataset", "none"]).ok();
+        env.run(&["--engine", "native", "down"]).exits(5).says("--engine asks for native");
+        for asked in ["native", "docker"] {
+            let down = env.run(&["--engine", asked, "down", "--all", "--json"]).ok().json();
+            assert_eq!(down["instances"].as_array().unwrap().len(), 2, "{down}");
+        }
+        let gone = env.run(&["--engine", "native", "destroy", "--all", "--yes", "--json"]).ok().json();
+        let gone = gone["instances"].to_string();
+        assert!(gone.contains("volume tfdev-") && gone.contains("data folder "), "{gone}");
+        env.assert_nothing_left();
+    });
 }
