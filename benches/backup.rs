@@ -124,8 +124,14 @@ impl<'a> Side<'a> {
 
 /// Writes the project's file, with the archive on or off.
 fn archive(world: &World, is_on: bool) -> Outcome<()> {
-    let store =
-        if is_on { format!("[backup]\nstore = \"file://{}\"\n", world.file("store").display()) } else { String::new() };
+    configure(world, is_on, None)
+}
+
+/// The same, with the file of a key that encrypts.
+fn configure(world: &World, is_on: bool, key: Option<&Path>) -> Outcome<()> {
+    let key = key.map_or_else(String::new, |key| format!("encryption_key_file = \"{}\"\n", key.display()));
+    let place = world.file("store");
+    let store = if is_on { format!("[backup]\nstore = \"file://{}\"\n{key}", place.display()) } else { String::new() };
     Ok(fs::write(world.file("project/tfdev.toml"), format!("project = \"{}\"\n{store}", world.key()))?)
 }
 
@@ -276,7 +282,13 @@ pub(crate) fn base(world: &World) -> Outcome<Vec<Measurement>> {
     let mut restore = Measurement::new("restore, 1 GB: the data folder", "MB/s", Target::RatioAtLeast(0.8));
     let mut whole = Measurement::new("restore, 1 GB: until it takes writes", "MB/s", Target::None);
     let mut restore_memory = Measurement::new("restore, memory", "MB", Target::AtMost(150.0));
+    // Compared with the same, not encrypted, of the same round.
+    let mut sealed = Measurement::new("physical backup, 1 GB, encrypted", "MB/s", Target::None);
+    let mut opened = Measurement::new("restore, 1 GB, encrypted: the data folder", "MB/s", Target::None);
     let side = Side::new(world)?;
+    let key = world.file("backup.key");
+    let _ = fs::remove_file(&key);
+    side.timed(&["backup", "key", &key.display().to_string()])?;
     side.run(&[&format!("SET search_path = public; {FILL}")])?;
     side.timed(&["backup", "mark", "filled"])?;
     let by_hand = world.file("by-hand");
@@ -287,6 +299,7 @@ pub(crate) fn base(world: &World) -> Outcome<Vec<Measurement>> {
         let bytes = made[0]["bytes"].as_u64().ok_or("the backup named no size")?;
         let stored = made[0]["stored_bytes"].as_u64().ok_or("the backup named no size")?;
         backup.tfdev.push(per_second(bytes, elapsed));
+        sealed.baseline.push(per_second(bytes, elapsed));
         part.tfdev.push(per_second(stored, Duration::from_secs(1)) * 100.0 / per_second(bytes, Duration::from_secs(1)));
         settle(world, &side.admin)?;
         sync(&by_hand)?;
@@ -296,10 +309,23 @@ pub(crate) fn base(world: &World) -> Outcome<Vec<Measurement>> {
         let (elapsed, restored) = side.timed(&["backup", "restore", id, "--as", "restored"])?;
         let brought = restored["brought_ms"].as_u64().ok_or("the restore named no time")?;
         restore.tfdev.push(per_second(bytes, Duration::from_millis(brought)));
+        opened.baseline.push(per_second(bytes, Duration::from_millis(brought)));
         whole.tfdev.push(per_second(bytes, elapsed));
         side.destroy("restored")?;
         sync(&by_hand)?;
         restore.baseline.push(per_second(bytes, unpack_by_hand(&by_hand)?));
+        configure(world, true, Some(&key))?;
+        settle(world, &side.admin)?;
+        sync(&by_hand)?;
+        let (elapsed, made) = side.timed(&["backup", "now", "--only", "physical"])?;
+        sealed.tfdev.push(per_second(bytes, elapsed));
+        sync(&by_hand)?;
+        let locked = made[0]["id"].as_str().ok_or("the backup has no name")?;
+        let (_, restored) = side.timed(&["backup", "restore", locked, "--as", "restored"])?;
+        let brought = restored["brought_ms"].as_u64().ok_or("the restore named no time")?;
+        opened.tfdev.push(per_second(bytes, Duration::from_millis(brought)));
+        side.destroy("restored")?;
+        archive(world, true)?;
         if round == 1 {
             backup_memory.tfdev.push(side.peak_memory(&["backup", "now", "--only", "physical"])?);
             restore_memory.tfdev.push(side.peak_memory(&["backup", "restore", id, "--as", "restored"])?);
@@ -307,7 +333,7 @@ pub(crate) fn base(world: &World) -> Outcome<Vec<Measurement>> {
         }
         tell(&format!("  round {round} of {BASE_ROUNDS}"));
     }
-    Ok(vec![backup, backup_memory, part, restore, whole, restore_memory])
+    Ok(vec![backup, backup_memory, part, restore, whole, restore_memory, sealed, opened])
 }
 
 /// What a person types for a copy of the same; `pg_basebackup` sees to it that it is on the disk at the end.

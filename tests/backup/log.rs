@@ -58,6 +58,8 @@ fn a_gap_in_the_log_is_noticed_and_told_and_a_new_base_begins_behind_it() {
         query(&side.superuser(), "CHECKPOINT");
         side.ship();
         side.backup(&["agent", "--once"]).ok();
+        let idle = side.backup(&["agent", "--once"]).ok().json();
+        assert_eq!((&idle["shipped"], &idle["made"]), (&json!(0), &json!([])), "an answer though there is no news");
         let listed = side.backup(&["list"]).ok().json();
         assert_eq!(listed[0]["backups"].as_array().unwrap().len(), 4, "one base is enough for a gap: {listed}");
         let gaps = listed[0]["gaps"].as_array().unwrap();

@@ -194,7 +194,7 @@ pub(super) async fn run(command: Backup, session: &Session) -> Result<ExitCode> 
             })?;
         }
         Action::Agent { once, action: None } => {
-            let mut tell = |pass: &Pass| drop(write_pass(pass, session));
+            let mut tell = |pass: &Pass| drop(write_pass(pass, once, session));
             backup::agent::run(settings, once, events, &mut tell).await?;
         }
         Action::Key { file } => {

@@ -119,13 +119,15 @@ pub(super) fn write_status(status: &Status, out: &mut dyn Write) -> std::io::Res
     Ok(())
 }
 
-pub(super) fn write_pass(pass: &Pass, session: &Session) -> Result<()> {
+/// Tells what a pass of the agent has done. One that goes on says nothing of a pass without news; a single one is a command
+/// whose answer someone reads.
+pub(super) fn write_pass(pass: &Pass, once: bool, session: &Session) -> Result<()> {
     let is_news = *pass != Pass::default();
     for problem in &pass.problems {
         session.output.warning(problem);
     }
     if session.output.json {
-        return if is_news { session.output.result(pass, |_| Ok(())) } else { Ok(()) };
+        return if is_news || once { session.output.result(pass, |_| Ok(())) } else { Ok(()) };
     }
     session.output.result(pass, |out| {
         if pass.shipped > 0 {
