@@ -1,7 +1,7 @@
 //! The Docker engine: one container and one named volume for each instance, through the Docker API.
 //!
 //! What must hold: see [`crate::engine`]; beside that, every container is looked up by its fixed name and every volume by
-//! the one on record ([`volume`]), and what is found there is touched only if its labels name this project ([`labels`]). The data folder is
+//! the one on record (`volume`), and what is found there is touched only if its labels name this project ([`labels`]). The data folder is
 //! complete before the server starts for the first time ([`crate::engine::cluster`]), so the image's own initialisation, which cannot
 //! be resumed after a kill, never runs on an instance's volume.
 
