@@ -68,9 +68,7 @@ pub struct Gap {
 
 impl Gap {
     fn at(first: Segment, bases: &[(&Backup, &Physical)]) -> Self {
-        let begins = first.end();
-        let next = bases.iter().find(|(_, physical)| physical.start >= begins);
-        Self { first, until: next.map(|(backup, _)| backup.manifest.finished) }
+        Self { first, until: behind(first, bases).map(|(backup, _)| backup.manifest.finished) }
     }
 
     /// Why nothing behind it can be recovered from what is before it, with what can be.
@@ -121,7 +119,7 @@ impl Plan {
         let timeline = newest_timeline(catalogue, bases[bases.len() - 1].1.timeline);
         let (base, stop, end) = choose(catalogue, &bases, target)?;
         let physical = base.manifest.physical.as_ref().expect("only physical ones were looked at");
-        let timeline = if leads_to(catalogue, physical, timeline) { timeline } else { physical.timeline };
+        let timeline = followed(catalogue, physical, timeline);
         let (log, missing) = files(catalogue, physical, timeline, end)?;
         let gap = missing.map(|first| Gap::at(first, &bases));
         match gap {
@@ -154,18 +152,22 @@ pub fn missing(catalogue: &Catalogue) -> Vec<Missing> {
     let mut found = Vec::new();
     let mut next = bases.first();
     while let Some((backup, base)) = next.copied() {
-        let timeline = newest_timeline(catalogue, base.timeline);
-        let timeline = if leads_to(catalogue, base, timeline) { timeline } else { base.timeline };
+        let timeline = followed(catalogue, base, newest_timeline(catalogue, base.timeline));
         let Ok((log, Some(first))) = files(catalogue, base, timeline, None) else { break };
-        let gap = Gap::at(first, &bases);
-        next = bases.iter().find(|(_, physical)| physical.start >= first.end());
+        let Gap { until, .. } = Gap::at(first, &bases);
+        next = behind(first, &bases);
         // The last segments may still be on their way.
         if next.is_some() || last_position(catalogue) > first.end() {
             let from = log.last().map_or(backup.manifest.finished, |(_, file)| file.at);
-            found.push(Missing { segment: first.to_string(), from, until: gap.until });
+            found.push(Missing { segment: first.to_string(), from, until });
         }
     }
     found
+}
+
+/// The first base that was begun behind a segment.
+fn behind<'b, 'a>(segment: Segment, bases: &'b [(&'a Backup, &'a Physical)]) -> Option<&'b (&'a Backup, &'a Physical)> {
+    bases.iter().find(|(_, physical)| physical.start >= segment.end())
 }
 
 fn bases(catalogue: &Catalogue) -> Vec<(&Backup, &Physical)> {
@@ -261,6 +263,11 @@ fn leads_to(catalogue: &Catalogue, base: &Physical, timeline: u32) -> bool {
         || catalogue.log.histories.get(&timeline).is_some_and(|(_, history)| {
             history.iter().any(|(parent, left)| *parent == base.timeline && *left >= base.stop)
         })
+}
+
+/// The timeline that recovery from the base follows: `newest` if that comes from it, or else its own.
+fn followed(catalogue: &Catalogue, base: &Physical, newest: u32) -> u32 {
+    if leads_to(catalogue, base, newest) { newest } else { base.timeline }
 }
 
 /// The files of the log, each with its name, and the first segment that is missing, before which they end.

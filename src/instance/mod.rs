@@ -72,6 +72,12 @@ impl Instance {
         Ok(names)
     }
 
+    /// The state folders of what else is on record of the project.
+    pub(crate) fn other_state_dirs(&self) -> impl Iterator<Item = PathBuf> {
+        let entries = self.state_dir.parent().map(std::fs::read_dir).into_iter().flatten().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|other| *other != self.state_dir)
+    }
+
     /// The name of its container: `tfdev-<project>-<instance>`. An instance's name has no hyphen, so no two are alike.
     pub fn container_name(&self) -> String {
         format!("{PREFIX}-{}-{}", self.project, self.name)

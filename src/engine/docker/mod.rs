@@ -105,15 +105,19 @@ impl DockerEngine {
         &self.connection.docker
     }
 
+    /// The container of that name, whoever's it is.
+    async fn container_named(&self, name: &str) -> Result<Option<Container>> {
+        match self.docker().inspect_container(name, None::<InspectContainerOptions>).await {
+            Ok(found) => Ok(Some(Container::from(found))),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(failed(&format!("look at container `{name}`"), error)),
+        }
+    }
+
     /// The instance's container; `None` if there is no container of that name; an error if it is someone else's.
     async fn container(&self) -> Result<Option<Container>> {
         let name = self.instance.container_name();
-        let found = match self.docker().inspect_container(&name, None::<InspectContainerOptions>).await {
-            Ok(found) => found,
-            Err(error) if is_not_found(&error) => return Ok(None),
-            Err(error) => return Err(failed(&format!("look at container `{name}`"), error)),
-        };
-        let container = Container::from(found);
+        let Some(container) = self.container_named(&name).await? else { return Ok(None) };
         if !labels::are_ours(Some(&container.labels), &self.instance) {
             return Err(Error::new(
                 ErrorKind::Conflict,

@@ -17,10 +17,10 @@ use std::fs;
 use std::path::Path;
 
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
-use bollard::query_parameters::{InspectContainerOptions, ListVolumesOptionsBuilder};
+use bollard::query_parameters::ListVolumesOptionsBuilder;
 use serde::{Deserialize, Serialize};
 
-use super::errors::{failed, is_not_found};
+use super::errors::failed;
 use super::labels::{self, Labels};
 use super::{Container, DockerEngine};
 use crate::config::is_instance;
@@ -73,6 +73,16 @@ impl DataVolume {
         self.name == instance.volume_name() && !self.unsettled
     }
 
+    /// How a container has it.
+    pub(super) fn mount(&self) -> Mount {
+        Mount {
+            target: Some(DATA_DIRECTORY.to_owned()),
+            source: Some(self.name.clone()),
+            typ: Some(MountType::VOLUME),
+            ..Mount::default()
+        }
+    }
+
     /// Whether these are the labels that it was made with.
     pub(super) fn has(&self, labels: &Labels, instance: &Instance) -> bool {
         labels.get(labels::PROJECT) == Some(&instance.project) && labels.get(labels::INSTANCE) == Some(&self.made_for)
@@ -81,9 +91,7 @@ impl DataVolume {
 
 /// Whether that volume is on record for another instance of the project.
 fn is_anothers(name: &str, instance: &Instance) -> bool {
-    let others = instance.state_dir.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
-    let mut others = others.map(|entry| entry.path()).filter(|other| *other != instance.state_dir);
-    others.any(|other| DataVolume::kept(&other).is_some_and(|kept| kept.name == name))
+    instance.other_state_dirs().any(|other| DataVolume::kept(&other).is_some_and(|kept| kept.name == name))
 }
 
 impl DockerEngine {
@@ -143,7 +151,8 @@ impl DockerEngine {
                 continue;
             }
             let maker = Instance { name: made_for.clone(), ..self.instance.clone() };
-            if self.mounted_by(&maker.container_name()).await?.as_ref() == Some(&volume.name) {
+            let of_maker = self.container_named(&maker.container_name()).await?;
+            if of_maker.is_some_and(|container| container.volume.as_ref() == Some(&volume.name)) {
                 continue;
             }
             let found = DataVolume { name: volume.name, made_for, unsettled: false };
@@ -155,15 +164,6 @@ impl DockerEngine {
             }
         }
         Ok(None)
-    }
-
-    /// The volume that the container of that name has its data in.
-    async fn mounted_by(&self, container: &str) -> Result<Option<String>> {
-        match self.docker().inspect_container(container, None::<InspectContainerOptions>).await {
-            Ok(found) => Ok(Container::from(found).volume),
-            Err(error) if is_not_found(&error) => Ok(None),
-            Err(error) => Err(failed(&format!("look at container `{container}`"), error)),
-        }
     }
 
     /// Puts what was found on record. The caller holds the instance's lock.
@@ -235,18 +235,6 @@ impl DockerEngine {
         self.remove_container(&look).await?;
         named?;
         DataVolume { unsettled: false, ..volume }.write(&self.instance)
-    }
-}
-
-impl DataVolume {
-    /// How a container has it.
-    pub(super) fn mount(&self) -> Mount {
-        Mount {
-            target: Some(DATA_DIRECTORY.to_owned()),
-            source: Some(self.name.clone()),
-            typ: Some(MountType::VOLUME),
-            ..Mount::default()
-        }
     }
 }
 

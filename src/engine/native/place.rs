@@ -103,9 +103,7 @@ fn free_home(home: &Path, instance: &Instance) -> PathBuf {
 
 /// Whether another instance of the project has its home there.
 fn is_anothers(home: &Path, instance: &Instance) -> bool {
-    let others = instance.state_dir.parent().map(fs::read_dir).into_iter().flatten().flatten().flatten();
-    let mut others = others.map(|entry| entry.path()).filter(|other| *other != instance.state_dir);
-    others.any(|other| {
+    instance.other_state_dirs().any(|other| {
         let kept = fs::read(other.join("native/server.json")).ok();
         let kept: Option<Kept> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         kept.is_some_and(|kept| kept.home.as_deref() == Some(home))
