@@ -16,7 +16,7 @@ use super::state::State;
 use super::status::{Proof, Status};
 use super::{agent, restore};
 use crate::config::Settings;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::event::Events;
 use crate::instance::{Instance, private_file};
 
@@ -83,9 +83,7 @@ impl Seen {
     }
 
     pub(super) fn write(&self, instance: &Instance) -> Result<()> {
-        let path = file(instance);
-        let text = serde_json::to_vec_pretty(self).or_failed(|| format!("cannot write `{}`", path.display()))?;
-        private_file::write(&path, &text)
+        private_file::write_json(&file(instance), self)
     }
 }
 

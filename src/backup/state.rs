@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::position::Lsn;
-use crate::error::{Context, Result};
+use crate::error::Result;
 use crate::instance::{Instance, private_file};
 
 /// How many moments are remembered that are not in the store yet.
@@ -83,11 +83,8 @@ impl State {
 
     /// Remembers it.
     pub(super) fn write(&self, instance: &Instance) -> Result<()> {
-        let path = file(instance);
-        let what = || format!("cannot write `{}`", path.display());
-        let text = serde_json::to_vec_pretty(self).or_failed(what)?;
         instance.create_state_dir()?;
-        private_file::write(&path, &text)
+        private_file::write_json(&file(instance), self)
     }
 
     /// Notes a moment. Of many that wait some are kept, evenly over the time.

@@ -44,6 +44,13 @@ pub(crate) fn write(path: &Path, content: &[u8]) -> Result<()> {
     finish(path, &temporary, renamed)
 }
 
+/// As [`write`], with a value as JSON.
+pub(crate) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string_pretty(value).or_failed(|| format!("cannot write `{}`", path.display()))?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
 /// As [`write`], but leaves a file that is there as it is; says whether it wrote.
 pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<bool> {
     remove_abandoned(path);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Instance, cannot, private_file};
 use crate::config::EngineChoice;
-use crate::error::{Context, ErrorKind, Result};
+use crate::error::{Context, Result};
 use crate::event::Events;
 use crate::profile::Proven;
 use crate::up::SeedReport;
@@ -128,12 +128,8 @@ impl InstanceRecord {
 
     /// Writes the record in one step. The caller holds the instance's lock.
     pub fn write(&self, instance: &Instance) -> Result<()> {
-        let path = instance.record_file();
-        let mut text =
-            serde_json::to_string_pretty(self).context(ErrorKind::Failed, || cannot("write the record", &path))?;
-        text.push('\n');
         instance.create_state_dir()?;
-        private_file::write(&path, text.as_bytes())
+        private_file::write_json(&instance.record_file(), self)
     }
 }
 

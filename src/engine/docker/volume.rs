@@ -62,11 +62,8 @@ impl DataVolume {
     }
 
     fn write(&self, instance: &Instance) -> Result<()> {
-        let path = instance.state_dir.join(FILE);
-        let mut text = serde_json::to_string_pretty(self).or_failed(|| format!("cannot write `{}`", path.display()))?;
-        text.push('\n');
         instance.create_state_dir()?;
-        private_file::write(&path, text.as_bytes())
+        private_file::write_json(&instance.state_dir.join(FILE), self)
     }
 
     fn is_usual(&self, instance: &Instance) -> bool {

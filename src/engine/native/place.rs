@@ -81,11 +81,8 @@ impl Kept {
 
     /// Keeps it.
     pub(super) fn write(&self, place: &Place) -> Result<()> {
-        let path = place.records.join("server.json");
-        let mut text = serde_json::to_string_pretty(self).or_failed(|| format!("cannot write `{}`", path.display()))?;
-        text.push('\n');
         private_file::create_folder(&place.records)?;
-        private_file::write(&path, text.as_bytes())
+        private_file::write_json(&place.records.join("server.json"), self)
     }
 }
 

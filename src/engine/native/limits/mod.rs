@@ -76,8 +76,7 @@ impl Limits {
     }
 
     fn write(&self, place: &Place) -> Result<()> {
-        let text = serde_json::to_string_pretty(self).expect("paths and texts are always JSON");
-        private_file::write(&record(place), (text + "\n").as_bytes())
+        private_file::write_json(&record(place), self)
     }
 
     /// Whether there are groups, into which the server has to be admitted.
