@@ -38,6 +38,9 @@ const LOOKS: u32 = 8;
 /// See [`LOOKS`].
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 
+/// How often is looked whether the server is still there.
+const PING_EVERY: Duration = Duration::from_secs(1);
+
 /// The file that the process which watches has locked.
 fn lock_file(instance: &Instance) -> std::path::PathBuf {
     instance.state_dir.with_file_name(format!("{}.idle.lock", instance.name))
@@ -114,9 +117,13 @@ async fn wait_until_idle(admin: &mut Admin, limit: Duration) -> Result<()> {
     let pause = (limit / LOOKS).min(LONGEST_PAUSE);
     let (mut last, mut since) = (look(admin).await?, Instant::now());
     while last.now || since.elapsed() < limit {
-        // In the server, so that its end is noticed at once.
-        let slept = sqlx::query("SELECT pg_sleep($1)").bind(pause.as_secs_f64()).execute(&mut admin.connection).await;
-        slept.or_failed(|| "the server has ended")?;
+        let look_again = Instant::now() + pause;
+        while Instant::now() < look_again {
+            tokio::time::sleep(pause.min(PING_EVERY)).await;
+            // It shows whether the server is still there. A statement that waited in the server would hold a snapshot, for
+            // which all old versions of rows would have to be kept.
+            sqlx::raw_sql("").execute(&mut admin.connection).await.or_failed(|| "the server has ended")?;
+        }
         let found = look(admin).await?;
         if found.now || found != last {
             since = Instant::now();
