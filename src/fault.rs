@@ -50,6 +50,8 @@ pub const POINTS: &[&str] = &[
     "fresh.make.copied",
     "fresh.sweep.marked",
     "fresh.reuse.closed",
+    "fresh.empty.deleted",
+    "fresh.empty.vacuumed",
     "fresh.sweep.dropped",
     "backup.ship.put",
     "backup.ship.stored",

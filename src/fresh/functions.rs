@@ -10,9 +10,11 @@ use super::{reap, untouched};
 /// How long taking a database out of reach may take.
 const CLOSE_LIMIT: &str = "2s";
 
-/// The statements that make the functions, or make them anew.
+/// The statements that make the functions, or make them anew. A function that gives other columns than it did must go first.
 pub(super) fn script() -> String {
-    [hand_out(), claim(), close()].concat()
+    let old = "DROP FUNCTION IF EXISTS tfdev.fresh_claim(text, boolean, bigint), \
+               tfdev.fresh_close(bigint[], text[], text[]);\n";
+    [old, &hand_out(), &claim(), &close()].concat()
 }
 
 /// Notes and locks a free database of the template, unless `most` are in use.
@@ -44,7 +46,8 @@ fn claim() -> String {
     let candidates = reap::candidates();
     format!(
         "CREATE OR REPLACE FUNCTION tfdev.fresh_claim(of_source text, again boolean, most bigint)
-             RETURNS TABLE (number bigint, name text, returned boolean) LANGUAGE plpgsql AS $function$
+             RETURNS TABLE (number bigint, name text, returned boolean, template bigint) LANGUAGE plpgsql AS $function$
+         #variable_conflict use_column
          DECLARE
              claimed integer[];
          BEGIN
@@ -62,19 +65,20 @@ fn claim() -> String {
              RETURN QUERY WITH marked AS (
                  UPDATE tfdev.fresh_database SET tried_at = clock_timestamp(),
                  stage = CASE stage WHEN 'returned' THEN stage ELSE 'dropping' END
-                 WHERE id = ANY(claimed) AND {candidates} RETURNING id, database, stage = 'returned' AS is_returned
-             ) SELECT c::bigint, marked.database, marked.is_returned FROM unnest(claimed) c LEFT JOIN marked ON id = c;
+                 WHERE id = ANY(claimed) AND {candidates} RETURNING id, database, stage = 'returned' AS is_returned, template
+             ) SELECT c::bigint, marked.database, marked.is_returned, marked.template::bigint
+             FROM unnest(claimed) c LEFT JOIN marked ON id = c;
          END $function$;\n"
     )
 }
 
 /// Gives databases new names, which keeps everyone out, and notes them in the same transaction; tells for each one whether
 /// somebody is in it, and if nobody is, what is to be read of the log and whether what belongs to the database is what it
-/// was. One that the counters show to be changed keeps its name.
+/// was. One of which the counters show that more rows were changed than its part of `most` says keeps its name.
 fn close() -> String {
     let (traits, life) = (untouched::traits("new_names[i]"), untouched::LIFE_QUESTION);
     format!(
-        "CREATE OR REPLACE FUNCTION tfdev.fresh_close(numbers bigint[], names text[], new_names text[])
+        "CREATE OR REPLACE FUNCTION tfdev.fresh_close(numbers bigint[], names text[], new_names text[], most bigint[])
              RETURNS TABLE (number bigint, busy boolean, closed boolean, problem text, oid bigint, clean_from text,
                             same boolean, until text, file text) LANGUAGE plpgsql AS $function$
          #variable_conflict use_column
@@ -88,7 +92,7 @@ fn close() -> String {
                  number := numbers[i]; closed := false; problem := NULL;
                  SELECT d.oid, EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.datid = d.oid),
                         pg_stat_get_db_tuples_inserted(d.oid) + pg_stat_get_db_tuples_updated(d.oid)
-                        + pg_stat_get_db_tuples_deleted(d.oid) > 0
+                        + pg_stat_get_db_tuples_deleted(d.oid) > most[i]
                         INTO oid, busy, changed FROM pg_database d WHERE d.datname = names[i];
                  IF NOT busy AND NOT changed THEN
                      BEGIN

@@ -8,6 +8,7 @@
 //! functions  what each hand-out and each return is in the server
 //! keeper     the session whose locks are the leases: it ends with the process, and so do they
 //! untouched  what was given back and is proven to be as it was goes back into the pool
+//! emptied    so does what was only written to where the template is empty, once that is empty again
 //! reap       what else was given back, and what dead processes have left, is dropped
 //! config     what is wanted, and the server that it is wanted of; home, guard: the library's door
 //! clients    what a service needs whose clients fill templates and forget to give back
@@ -49,6 +50,9 @@
 
 mod clients;
 mod config;
+mod emptied;
+#[cfg(test)]
+mod emptied_tests;
 mod functions;
 mod guard;
 #[cfg(unix)]

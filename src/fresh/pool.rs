@@ -8,6 +8,7 @@
 //! - There are never more databases, and never more leases, than the server and the settings allow; who comes too late
 //!   waits, and is not refused before the deadline.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,6 +18,7 @@ use sqlx::Row as _;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
+use super::emptied;
 use super::keeper::{Answer, Keeper, Order};
 use super::make::Made;
 use super::registry::{self, FreshDatabase};
@@ -71,6 +73,8 @@ pub(super) struct Inner {
     pub(super) strategy: Option<Strategy>,
     /// Whether databases that were given back can be proven to be untouched, and templates are made so that they can.
     pub(super) proves: bool,
+    /// What can be emptied in copies of templates, by the templates' numbers, as far as it was asked for.
+    pub(super) emptiable: Mutex<HashMap<i64, Arc<emptied::Index>>>,
     /// Bytes of a file of the write-ahead log.
     pub(super) segment_size: u64,
     few_connections: bool,
@@ -178,6 +182,7 @@ impl Pool {
             // Without fsync a checkpoint costs next to nothing.
             strategy: (fsync == "off").then_some(Strategy::FileCopy),
             proves,
+            emptiable: Mutex::default(),
             segment_size: segment_size.unsigned_abs(),
             few_connections,
             max_leases,

@@ -159,8 +159,10 @@ impl Pool {
             ids.push(id);
             let (name, is_returned): (Option<String>, Option<bool>) =
                 (row.try_get(1).or_failed(what)?, row.try_get(2).or_failed(what)?);
-            if let Some(name) = name {
-                if is_returned == Some(true) { &mut returned } else { &mut to_go }.push(Returned { id, name });
+            let template: Option<i64> = row.try_get(3).or_failed(what)?;
+            if let Some((name, template)) = name.zip(template) {
+                let list = if is_returned == Some(true) { &mut returned } else { &mut to_go };
+                list.push(Returned { id, template, name });
             }
         }
         crate::fault::point("fresh.sweep.marked").await;

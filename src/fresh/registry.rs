@@ -14,7 +14,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::quote;
 
 /// Counts up when the form of the tables or of the functions changes.
-const VERSION: i32 = 3;
+const VERSION: i32 = 4;
 
 /// The lock under which the tables are made and databases counted: `tfdfresh` as a number.
 pub(super) const COUNT_LOCK: i64 = i64::from_be_bytes(*b"tfdfresh");
@@ -165,11 +165,12 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
              tried_at timestamptz
          );
          -- What is beside a database's contents when it is made; where the log was, and in which life of the server, when it
-         -- was handed out; and whether copies of a template can be proven to be untouched.
+         -- was handed out; whether copies of a template can be proven to be untouched, and what of them can be emptied.
          ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS traits text;
          ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS clean_from pg_lsn;
          ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS life text;
          ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS provable boolean NOT NULL DEFAULT false;
+         ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS emptiable text;
          CREATE INDEX IF NOT EXISTS fresh_database_free ON tfdev.fresh_database (template, id) WHERE stage = 'free';
          {functions}
          INSERT INTO tfdev.fresh_version VALUES ({VERSION}) ON CONFLICT DO NOTHING;

@@ -14,7 +14,8 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
 use super::pool::Pool;
 use super::registry::TEMPLATE_LOCK;
-use super::{session, untouched};
+use super::session;
+use super::untouched::{self, Settled};
 use crate::error::{Context, Error, ErrorKind, Result};
 use crate::migrate::{self, Source};
 use crate::pg::clone::{self, Admin, Properties};
@@ -22,7 +23,7 @@ use crate::pg::{Login, quote};
 use crate::seed::{self, DataSet};
 
 /// Counts up when templates are made in another way.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// The pause between two looks at a template that someone else makes. A session that waited inside the server would hold a
 /// snapshot, for which `CREATE INDEX CONCURRENTLY` in a migration would wait.
@@ -404,22 +405,22 @@ impl Draft {
         }
     }
 
-    /// Settles it where that makes copies quicker; returns whether they are provable. One that is not settled will do.
-    async fn settle(&self) -> bool {
+    /// Settles it where that makes copies quicker; returns what of them is provable. One that is not settled will do.
+    async fn settle(&self) -> Settled {
         if !self.pool.0.proves {
-            return false;
+            return Settled::default();
         }
         let login = Login { database: self.database.clone(), ..self.pool.server().admin_login() };
         let deadline = Instant::now() + self.pool.options().timeout;
         let settled = untouched::settle(&login, deadline).await;
         settled.unwrap_or_else(|error| {
             self.pool.events().detail(format!("the template stays as it is: {error}"));
-            false
+            Settled::default()
         })
     }
 
     async fn close_and_note(&mut self) -> Result<Template> {
-        let provable = self.settle().await;
+        let Settled { provable, emptiable } = self.settle().await;
         let close = format!("ALTER DATABASE {} WITH ALLOW_CONNECTIONS false", quote::identifier(&self.database)?);
         self.session.run(close, "close the template").await?;
         let connection = &mut self.session.connection;
@@ -436,20 +437,23 @@ impl Draft {
         let own =
             properties.privileges.is_some() || !properties.settings.is_empty() || properties.connection_limit >= 0;
         let properties = own.then_some(properties);
-        let text =
-            properties.as_ref().map(serde_json::to_string).transpose().or_failed(|| "cannot note the template")?;
+        let what = || "cannot note the template";
+        let text = properties.as_ref().map(serde_json::to_string).transpose().or_failed(what)?;
+        let emptiable =
+            (!emptiable.is_empty()).then(|| serde_json::to_string(&emptiable)).transpose().or_failed(what)?;
         crate::fault::point("fresh.template.closed").await;
         let note = "UPDATE tfdev.fresh_template SET stage = 'ready', error = NULL, size = $2, properties = $3, \
-                    provable = $5, used_at = clock_timestamp() WHERE id = $1 RETURNING pg_advisory_unlock($4, id)";
+                    provable = $5, emptiable = $6, used_at = clock_timestamp() WHERE id = $1 RETURNING pg_advisory_unlock($4, id)";
         let noted = sqlx::query(note)
             .bind(self.id)
             .bind(i64::try_from(found.size).unwrap_or(i64::MAX))
             .bind(text)
             .bind(TEMPLATE_LOCK)
             .bind(provable)
+            .bind(emptiable)
             .fetch_optional(connection)
             .await
-            .or_failed(|| "cannot note the template")?;
+            .or_failed(what)?;
         noted.ok_or_else(|| Error::new(ErrorKind::NotFound, "the template was discarded while it was made"))?;
         Ok(Template {
             id: self.id,

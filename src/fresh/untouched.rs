@@ -19,26 +19,26 @@
 //! 5. Positions count in one [life](LIFE_QUESTION) of the server only, because a crash may take back what was not written.
 //!
 //! The server's counters (`pg_stat_database`) prove nothing: they know no sequences, no `VACUUM` and no prepared transactions.
-//! They only spare the work where they show changes.
+//! They only spare the work where they show too many changes.
 //!
-//! Bringing a database that was written to back to its beginning is not done. `TRUNCATE` of the tables that were empty, the
-//! only way that would not leave traces in the order of later rows, needs a session of ours in it, and took nearly as much
-//! processor time as dropping it and making a copy (7 ms and 9 ms).
+//! If the log speaks only of what is empty in the template, that can be [emptied](super::emptied) again.
 //!
 //! A reader leaves a mark as well if it is the first one to see a row after it was written (hint bits, which are logged where
 //! pages have checksums). So a template is [settled](settle) before it is closed.
 
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 
+use super::emptied::{Emptiable, Index};
 use super::pool::{Pool, unique};
 use super::session;
 use crate::error::{Context, Error, Result};
 use crate::pg::Login;
 use crate::pg::clone::Admin;
-use crate::pg::wal::{self, Position, Stretch};
+use crate::pg::wal::{self, Mention, Position, Stretch};
 
 /// How long the sessions of a database that was given back may take to end. A client does not wait for its server process.
 const LINGER: Duration = Duration::from_millis(150);
@@ -71,6 +71,7 @@ pub(super) fn traits(name: &str) -> String {
 #[derive(Debug)]
 pub(super) struct Returned {
     pub(super) id: i64,
+    pub(super) template: i64,
     /// Its name, which is a new one if it was renamed.
     pub(super) name: String,
 }
@@ -78,6 +79,8 @@ pub(super) struct Returned {
 /// One that has its new name.
 struct Closed {
     id: i64,
+    /// Its place among those that were given back.
+    place: usize,
     oid: u32,
     from: Position,
     until: Position,
@@ -112,11 +115,12 @@ impl Answer {
     }
 
     /// What there is to read of the log; `None` if what belongs to the database is not known to be what it was.
-    fn found(&self, id: i64) -> Option<Closed> {
+    fn found(&self, id: i64, place: usize) -> Option<Closed> {
         let timeline = self.file.as_deref()?.get(..8)?;
         self.same.filter(|same| *same)?;
         Some(Closed {
             id,
+            place,
             oid: u32::try_from(self.oid?).ok()?,
             from: wal::position(self.from.as_deref()?)?,
             until: wal::position(self.until.as_deref()?)?,
@@ -126,59 +130,80 @@ impl Answer {
 }
 
 impl Pool {
-    /// Puts those of `returned` back into the pool that are proven to be untouched, and gives their numbers. The others are to
-    /// be dropped.
+    /// Puts those of `returned` back into the pool that are proven to be untouched, or could be emptied, and gives their
+    /// numbers. The others are to be dropped.
     pub(super) async fn reuse(&self, admin: &mut Admin, returned: &mut [Returned]) -> Result<Vec<i64>> {
-        let closed = match self.close(&mut admin.connection, returned).await {
-            Ok(closed) => closed,
-            Err(error) if session::is_lost(&error) => return Err(error),
-            Err(error) => {
-                self.events().detail(format!("fresh databases that were given back are not looked at: {error}"));
-                return Ok(Vec::new());
+        match self.look_and_reuse(admin, returned).await {
+            Err(error) if !session::is_lost(&error) => {
+                self.events().detail(format!("fresh databases that were given back are made anew: {error}"));
+                Ok(Vec::new())
             }
-        };
+            reused => reused,
+        }
+    }
+
+    async fn look_and_reuse(&self, admin: &mut Admin, returned: &mut [Returned]) -> Result<Vec<i64>> {
+        let connection = &mut admin.connection;
+        let mut emptiable = Vec::with_capacity(returned.len());
+        for one in &*returned {
+            emptiable.push(self.emptiable(connection, one.template).await?);
+        }
+        let closed = self.close(connection, returned, &emptiable).await?;
         crate::fault::point("fresh.reuse.closed").await;
         if closed.is_empty() {
             return Ok(Vec::new());
         }
-        let mentioned = match self.mentioned(&mut admin.connection, &closed).await {
-            Ok(mentioned) => mentioned,
-            Err(error) if session::is_lost(&error) => return Err(error),
-            Err(error) => {
-                self.events().detail(format!("fresh databases that were given back are made anew: {error}"));
-                return Ok(Vec::new());
+        let mentions = self.mentions(connection, &closed).await?;
+        let (untouched, touched): (Vec<_>, Vec<_>) =
+            closed.iter().zip(mentions).partition(|(_, mention)| mention.is_none());
+        let ids: Vec<i64> = untouched.iter().map(|(one, _)| one.id).collect();
+        let mut freed = if ids.is_empty() { Vec::new() } else { free(connection, &ids).await? };
+        for (one, mention) in touched {
+            let index = &emptiable[one.place];
+            let Some(work) = index.work_for(&mention) else { continue };
+            let name = &returned[one.place].name;
+            match self.empty(name, index, &work).await {
+                Ok(true) => freed.extend(free(connection, &[one.id]).await?),
+                Ok(false) => self.events().detail(format!("`{name}` is not what it was after it was emptied")),
+                Err(error) => self.events().detail(format!("`{name}` is made anew: {error}")),
             }
-        };
-        let untouched: Vec<i64> = closed.iter().filter(|one| !mentioned.contains(&one.oid)).map(|one| one.id).collect();
-        free(&mut admin.connection, &untouched).await
+        }
+        Ok(freed)
     }
 
-    /// Gives those of `returned` new names in which nobody is and of which the counters show no change. One is left out if
-    /// what belongs to it was changed, or if it was never noted what that was.
-    async fn close(&self, connection: &mut PgConnection, returned: &mut [Returned]) -> Result<Vec<Closed>> {
+    /// Gives those of `returned` new names in which nobody is and of which the counters show no change, or not too many where
+    /// they can be emptied. One is left out if what belongs to it was changed, or if it was never noted what that was.
+    async fn close(
+        &self,
+        connection: &mut PgConnection,
+        returned: &mut [Returned],
+        emptiable: &[Arc<Index>],
+    ) -> Result<Vec<Closed>> {
         let what = || "cannot close fresh databases that were given back";
         let mut closed = Vec::new();
-        let mut left: Vec<&mut Returned> = returned.iter_mut().collect();
+        let mut left: Vec<(usize, &mut Returned)> = returned.iter_mut().enumerate().collect();
         let begin = Instant::now();
         while !left.is_empty() {
-            let ids: Vec<i64> = left.iter().map(|one| one.id).collect();
-            let names: Vec<&str> = left.iter().map(|one| one.name.as_str()).collect();
+            let ids: Vec<i64> = left.iter().map(|(_, one)| one.id).collect();
+            let names: Vec<&str> = left.iter().map(|(_, one)| one.name.as_str()).collect();
             let new_names: Vec<String> = left.iter().map(|_| format!("tfdev_f_{}", unique())).collect();
-            let rows = sqlx::query("SELECT * FROM tfdev.fresh_close($1, $2, $3)")
+            let most: Vec<i64> = left.iter().map(|(place, _)| emptiable[*place].most_changes()).collect();
+            let rows = sqlx::query("SELECT * FROM tfdev.fresh_close($1, $2, $3, $4)")
                 .bind(&ids)
                 .bind(&names)
                 .bind(&new_names)
+                .bind(&most)
                 .fetch_all(&mut *connection)
                 .await
                 .or_failed(what)?;
             let mut busy = Vec::new();
-            for ((row, one), new_name) in rows.iter().zip(left).zip(new_names) {
+            for ((row, (place, one)), new_name) in rows.iter().zip(left).zip(new_names) {
                 let answer = Answer::read(row).or_failed(what)?;
                 if answer.closed {
                     one.name = new_name;
-                    closed.extend(answer.found(one.id));
+                    closed.extend(answer.found(one.id, place));
                 } else if answer.busy {
-                    busy.push(one);
+                    busy.push((place, one));
                 } else if let Some(problem) = answer.problem {
                     self.events().detail(format!("`{}` is not looked at: {problem}", one.name));
                 }
@@ -194,8 +219,8 @@ impl Pool {
         Ok(closed)
     }
 
-    /// Those of `closed` of which the log speaks.
-    async fn mentioned(&self, connection: &mut PgConnection, closed: &[Closed]) -> Result<Vec<u32>> {
+    /// What the log says of each of `closed`.
+    async fn mentions(&self, connection: &mut PgConnection, closed: &[Closed]) -> Result<Vec<Mention>> {
         let from = closed.iter().map(|one| one.from).min().unwrap_or_default();
         let until = closed.iter().map(|one| one.until).max().unwrap_or_default();
         let segment_size = self.0.segment_size;
@@ -205,7 +230,24 @@ impl Pool {
         let bytes = read_log(connection, closed[0].timeline, from - from % wal::PAGE, until, segment_size).await?;
         let databases: Vec<_> = closed.iter().map(|one| (one.oid, one.from)).collect();
         let stretch = Stretch { from, until, segment_size, bytes: &bytes };
-        stretch.mentioned(&databases).or_failed(|| "cannot read the write-ahead log")
+        stretch.mentions(&databases).or_failed(|| "cannot read the write-ahead log")
+    }
+
+    /// What can be emptied in copies of the template.
+    async fn emptiable(&self, connection: &mut PgConnection, template: i64) -> Result<Arc<Index>> {
+        let what = || "cannot read what is noted of the template";
+        let known = || self.0.emptiable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = known().get(&template) {
+            return Ok(index.clone());
+        }
+        let question = "SELECT emptiable FROM tfdev.fresh_template WHERE id = $1";
+        let noted: Option<Option<String>> =
+            sqlx::query_scalar(question).bind(template).fetch_optional(connection).await.or_failed(what)?;
+        let list: Option<Emptiable> =
+            noted.flatten().map(|text| serde_json::from_str(&text)).transpose().or_failed(what)?;
+        let index = Arc::new(list.unwrap_or_default().index());
+        known().insert(template, index.clone());
+        Ok(index)
     }
 }
 
@@ -246,38 +288,49 @@ async fn free(connection: &mut PgConnection, ids: &[i64]) -> Result<Vec<i64>> {
     freed.await.or_failed(|| "cannot note that a fresh database is free again")
 }
 
+/// What a template is after it was settled.
+#[derive(Debug, Default)]
+pub(super) struct Settled {
+    /// Whether all that is done in its copies is logged.
+    pub(super) provable: bool,
+    /// What can be emptied in them.
+    pub(super) emptiable: Emptiable,
+}
+
 /// Leaves nothing in a template that its first readers would write: rows are frozen, the catalogs are packed, which makes a
 /// copy a quarter faster, and the file that speeds up logins is there. Autovacuum, which enters closed databases as well,
-/// finds nothing to do, so all copies are alike. Returns whether copies are provable: whether all that is done in them is
-/// logged.
-pub(super) async fn settle(login: &Login, deadline: Instant) -> Result<bool> {
+/// finds nothing to do, so all copies are alike.
+pub(super) async fn settle(login: &Login, deadline: Instant) -> Result<Settled> {
     let mut connection = session::connect(login, deadline).await?;
     let settled = pack(&mut connection).await;
     let _ = connection.close().await;
     settled?;
     // A login after the packing writes the file that the copies take with them.
     let mut connection = session::connect(login, deadline).await?;
-    let provable = forget_counters(&mut connection).await;
+    let settled = look_and_forget(&mut connection).await;
     let _ = connection.close().await;
-    provable
+    settled
 }
 
-/// Makes the server forget what was done in the template, and looks whether anything in it is not logged.
-async fn forget_counters(connection: &mut PgConnection) -> Result<bool> {
+/// Looks whether all is logged, and what is empty, and makes the server forget what was done in the template.
+async fn look_and_forget(connection: &mut PgConnection) -> Result<Settled> {
     let what = || "cannot look at the template";
-    let alone = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_stat_get_activity(NULL) WHERE pid <> pg_catalog.pg_backend_pid() \
-                 AND datid = (SELECT oid FROM pg_catalog.pg_database WHERE datname = pg_catalog.current_database()))";
+    sqlx::raw_sql("SET search_path = pg_catalog").execute(&mut *connection).await.or_failed(what)?;
+    let alone = "SELECT NOT EXISTS (SELECT FROM pg_stat_get_activity(NULL) WHERE pid <> pg_backend_pid() \
+                 AND datid = (SELECT oid FROM pg_database WHERE datname = current_database()))";
     let begin = Instant::now();
     // A session adds what it has counted when it ends.
     while !sqlx::query_scalar::<_, bool>(alone).fetch_one(&mut *connection).await.or_failed(what)? {
         if begin.elapsed() > LINGER {
-            return Ok(false);
+            return Ok(Settled::default());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }
-    sqlx::raw_sql("SELECT pg_catalog.pg_stat_reset()").execute(&mut *connection).await.or_failed(what)?;
-    let question = "SELECT NOT EXISTS (SELECT FROM pg_catalog.pg_class WHERE relpersistence <> 'p')";
-    sqlx::query_scalar(question).fetch_one(connection).await.or_failed(what)
+    let question = "SELECT NOT EXISTS (SELECT FROM pg_class WHERE relpersistence <> 'p')";
+    let provable: bool = sqlx::query_scalar(question).fetch_one(&mut *connection).await.or_failed(what)?;
+    let emptiable = if provable { Emptiable::read(connection).await? } else { Emptiable::default() };
+    sqlx::raw_sql("SELECT pg_stat_reset()").execute(connection).await.or_failed(what)?;
+    Ok(Settled { provable, emptiable })
 }
 
 async fn pack(connection: &mut PgConnection) -> Result<()> {
@@ -285,10 +338,9 @@ async fn pack(connection: &mut PgConnection) -> Result<()> {
     // A session of a template function may still hold a lock.
     let begin = "SET search_path = pg_catalog; SET lock_timeout = '2s'; SET statement_timeout = '1min'";
     sqlx::raw_sql(begin).execute(&mut *connection).await.or_failed(what)?;
-    // An empty table keeps the estimates of a new one.
+    // Empty tables, too: they get the estimates that they will have when they are emptied again.
     let question = "SELECT CASE WHEN oid < 16384 THEN 'VACUUM (FULL, FREEZE) ' ELSE 'VACUUM (FREEZE) ' END || oid::regclass \
-                    FROM pg_class WHERE relkind IN ('r', 'm') AND NOT relisshared AND relpersistence <> 't' \
-                    AND (oid < 16384 OR pg_relation_size(oid) > 0) ORDER BY oid";
+                    FROM pg_class WHERE relkind IN ('r', 'm') AND NOT relisshared AND relpersistence <> 't' ORDER BY oid";
     let statements: Vec<String> = sqlx::query_scalar(question).fetch_all(&mut *connection).await.or_failed(what)?;
     // What noting the new files has left in the catalogs themselves goes last.
     let last = "VACUUM (FREEZE) pg_class, pg_type, pg_attribute, pg_index, pg_depend";

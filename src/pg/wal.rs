@@ -1,14 +1,17 @@
-//! Reading the write-ahead log of PostgreSQL 15 (`xlogrecord.h`, `xlog_internal.h`, `xlogreader.c`), for one question: does a
-//! stretch of it speak of a database?
+//! Reading the write-ahead log of PostgreSQL 15 (`xlogrecord.h`, `xlog_internal.h`, `xlogreader.c`), for one question: what
+//! does a stretch of it say of a database?
 //!
-//! What must hold: the answer "no" is given only if every record between the two positions was read whole, with the right
-//! checksum and a link to the one before it. Everything else is an error, and the caller takes it for a yes.
+//! What must hold: the answer "nothing", or "nothing but pages of these files", is given only if every record between the
+//! two positions was read whole, with the right checksum and a link to the one before it. Everything else is an error, and
+//! the caller takes it for "anything".
 //!
 //! Why that answers it: a change to what a database keeps is in the log before it is anywhere else. A record names the
 //! pages that it changes, each with the number of their database; a record that names no page (a commit, a new or cut file,
 //! a new relation map, an invalidation) has the number in its contents if it has to do with a database, so that any four
 //! bytes which look like the number count. Not in the log are temporary and unlogged tables, of which only the contents are
 //! missing and never the entries in the catalogs, and files made under `wal_level = minimal`, whose making is logged.
+
+use std::collections::BTreeMap;
 
 use super::control::CRC_32C;
 
@@ -38,6 +41,30 @@ pub(crate) struct Stretch<'a> {
     pub(crate) bytes: &'a [u8],
 }
 
+/// What a stretch says of one database.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Mention {
+    /// The relations' files of which pages are named, each with the number of the last page of its contents that is.
+    pub(crate) files: BTreeMap<File, u32>,
+    /// Whether anything else may be about it: a file that was made or cut, entries in the catalogs that became invalid.
+    pub(crate) more: bool,
+}
+
+impl Mention {
+    /// Whether the stretch does not speak of the database at all.
+    pub(crate) fn is_none(&self) -> bool {
+        self.files.is_empty() && !self.more
+    }
+}
+
+/// A relation's file in a database: its contents, with what belongs to them (free space, visibility).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct File {
+    pub(crate) tablespace: u32,
+    /// `pg_class.relfilenode`, or what `pg_relation_filenode` says.
+    pub(crate) number: u32,
+}
+
 /// Why a stretch could not be read to its end.
 #[derive(Debug, thiserror::Error)]
 #[error("the write-ahead log is not whole at {position:X}: {what}")]
@@ -60,10 +87,10 @@ pub(crate) fn file_name(timeline: u32, position: Position, segment_size: u64) ->
 }
 
 impl Stretch<'_> {
-    /// Of the databases, each with the position from which on it matters, those that the stretch speaks of.
-    pub(crate) fn mentioned(&self, databases: &[(u32, Position)]) -> Result<Vec<u32>, NotWhole> {
+    /// What is said of each of the databases from the position on that is with it.
+    pub(crate) fn mentions(&self, databases: &[(u32, Position)]) -> Result<Vec<Mention>, NotWhole> {
         let contents = self.without_page_headers()?;
-        let mut found = Vec::new();
+        let mut found = vec![Mention::default(); databases.len()];
         let (mut offset, mut position, mut before) = (0, self.from, None);
         while position < self.until {
             let wrong = |what| NotWhole { position, what };
@@ -73,9 +100,9 @@ impl Stretch<'_> {
             let record = record.ok_or_else(|| wrong("a record's length is wrong"))?;
             check(record, before).map_err(wrong)?;
             let subject = Subject::of(record).ok_or_else(|| wrong("a record's parts do not fit"))?;
-            for &(database, from) in databases {
-                if position >= from && subject.may_be(database) && !found.contains(&database) {
-                    found.push(database);
+            for (&(database, from), mention) in databases.iter().zip(&mut found) {
+                if position >= from {
+                    subject.add_to(mention, database);
                 }
             }
             before = Some(position);
@@ -144,10 +171,20 @@ fn check(record: &[u8], before: Option<Position>) -> Result<(), &'static str> {
     }
 }
 
+/// A page that a record names.
+#[derive(Clone, Copy)]
+struct Page {
+    file: File,
+    /// 0 stands for the catalogs that all databases share.
+    database: u32,
+    /// Which of the relation's files it is in: 0 for the contents, others for free space and visibility.
+    fork: u8,
+    number: u32,
+}
+
 /// What a record is about.
 enum Subject<'a> {
-    /// Pages of these databases; 0 stands for the catalogs that all databases share.
-    Pages(Vec<u32>),
+    Pages(Vec<Page>),
     /// No page, and this is what it says.
     Words(&'a [u8]),
 }
@@ -156,7 +193,7 @@ impl<'a> Subject<'a> {
     /// Reads the headers of the parts, as `DecodeXLogRecord` does; `None` if they are wrong.
     fn of(record: &'a [u8]) -> Option<Self> {
         let mut left = record.get(RECORD_HEADER..)?;
-        let (mut announced, mut databases, mut last) = (0_usize, Vec::new(), None);
+        let (mut announced, mut pages) = (0_usize, Vec::<Page>::new());
         while left.len() > announced {
             match take::<1>(&mut left)?[0] {
                 // Contents, short or long, which come last.
@@ -171,10 +208,9 @@ impl<'a> Subject<'a> {
                 253 => drop(take::<2>(&mut left)?),
                 252 => drop(take::<4>(&mut left)?),
                 0..=32 => {
-                    let (length, database) = read_block(&mut left, last)?;
+                    let (length, page) = read_page(&mut left, pages.last())?;
                     announced += length;
-                    last = Some(database);
-                    databases.push(database);
+                    pages.push(page);
                 }
                 _ => return None,
             }
@@ -182,20 +218,29 @@ impl<'a> Subject<'a> {
         if left.len() != announced {
             return None;
         }
-        Some(if databases.is_empty() { Self::Words(left) } else { Self::Pages(databases) })
+        Some(if pages.is_empty() { Self::Words(left) } else { Self::Pages(pages) })
     }
 
-    fn may_be(&self, database: u32) -> bool {
+    /// Adds what it says of the database.
+    fn add_to(&self, mention: &mut Mention, database: u32) {
         match self {
-            Self::Pages(databases) => databases.contains(&database),
-            Self::Words(words) => words.windows(4).any(|four| four == database.to_le_bytes()),
+            Self::Pages(pages) => {
+                for page in pages.iter().filter(|page| page.database == database) {
+                    let last = mention.files.entry(page.file).or_default();
+                    if page.fork == 0 {
+                        *last = page.number.max(*last);
+                    }
+                }
+            }
+            Self::Words(words) => mention.more |= words.windows(4).any(|four| four == database.to_le_bytes()),
         }
     }
 }
 
-/// Reads what follows the number of a page's part: how many bytes belong to it, and its database, which is that of the part
+/// Reads what follows the number of a page's part: how many bytes belong to it, and the page, whose file is that of the part
 /// before if it says so.
-fn read_block(left: &mut &[u8], last: Option<u32>) -> Option<(usize, u32)> {
+fn read_page(left: &mut &[u8], before: Option<&Page>) -> Option<(usize, Page)> {
+    const FORK: u8 = 0x0F;
     const HAS_IMAGE: u8 = 0x10;
     const SAME_RELATION: u8 = 0x80;
     const HAS_HOLE: u8 = 0x01;
@@ -210,15 +255,15 @@ fn read_block(left: &mut &[u8], last: Option<u32>) -> Option<(usize, u32)> {
             take::<2>(left)?;
         }
     }
-    let database = if flags & SAME_RELATION == 0 {
-        // Table space, database, file.
+    let (file, database) = if flags & SAME_RELATION == 0 {
         let relation: [u8; 12] = take(left)?;
-        read_u32(&relation, 4)
+        let file = File { tablespace: read_u32(&relation, 0)?, number: read_u32(&relation, 8)? };
+        (file, read_u32(&relation, 4)?)
     } else {
-        last
+        (before?.file, before?.database)
     };
-    take::<4>(left)?;
-    Some((length, database?))
+    let number = u32::from_le_bytes(take(left)?);
+    Some((length, Page { file, database, fork: flags & FORK, number }))
 }
 
 fn take<const N: usize>(left: &mut &[u8]) -> Option<[u8; N]> {
@@ -284,8 +329,8 @@ mod tests {
         for number in [1663_u32, 16_400, 1259, 7] {
             block.extend(number.to_le_bytes());
         }
-        // The same file again, then contents that look like another database.
-        block.extend([1, 0x80, 0, 0, 8, 0, 0, 0, 255, 4]);
+        // The same file again, a page of its free space, then contents that look like another database.
+        block.extend([1, 0x80, 0, 0, 8, 0, 0, 0, 2, 0x81, 0, 0, 9, 0, 0, 0, 255, 4]);
         block.extend(16_500_u32.to_le_bytes());
         let first = record(&block, 0);
         let second = record(&[&[255, 5, 9][..], &16_600_u32.to_le_bytes()].concat(), PAGE + 24);
@@ -293,15 +338,18 @@ mod tests {
         let bytes = page(&[first.clone(), second]);
         let stretch = |until| Stretch { from: PAGE + 24, until, segment_size: 16 << 20, bytes: &bytes };
         let all = [(16_400, 0), (16_500, 0), (16_600, 0)];
-        assert_eq!(stretch(end).mentioned(&all).unwrap(), [16_400, 16_600]);
+        let file = File { tablespace: 1663, number: 1259 };
+        let pages = Mention { files: BTreeMap::from([(file, 8)]), more: false };
+        let words = Mention { files: BTreeMap::new(), more: true };
+        assert_eq!(stretch(end).mentions(&all).unwrap(), [pages, Mention::default(), words.clone()]);
         let later = [(16_400, PAGE + 25), (16_600, PAGE + 25)];
-        assert_eq!(stretch(end).mentioned(&later).unwrap(), [16_600]);
-        stretch(end + 8).mentioned(&all).unwrap_err();
-        stretch(end - 8).mentioned(&all).unwrap_err();
+        assert_eq!(stretch(end).mentions(&later).unwrap(), [Mention::default(), words]);
+        stretch(end + 8).mentions(&all).unwrap_err();
+        stretch(end - 8).mentions(&all).unwrap_err();
         for damaged in [PAGE + 24 + 30, end - 3] {
             let mut bytes = bytes.clone();
             bytes[usize::try_from(damaged - PAGE).unwrap()] ^= 1;
-            Stretch { bytes: &bytes, ..stretch(end) }.mentioned(&all).unwrap_err();
+            Stretch { bytes: &bytes, ..stretch(end) }.mentions(&all).unwrap_err();
         }
     }
 }
