@@ -47,6 +47,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// What of a template is empty, so that what is written there can be taken out again.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Emptiable {
+    page_bytes: i64,
     tables: Vec<EmptyTable>,
     sequences: Vec<Sequence>,
 }
@@ -85,6 +86,7 @@ const PARTS: &str = "
         AND pg_relation_size(c.oid) = 0
         -- What is not off in a session of replication, and happens when rows are deleted.
         AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = c.oid AND g.tgenabled IN ('A', 'R') AND g.tgtype & 8 <> 0)
+        AND NOT EXISTS (SELECT FROM pg_statistic_ext s WHERE s.stxrelid = c.oid)
         AND NOT EXISTS (SELECT FROM pg_rewrite r WHERE r.ev_class = c.oid AND r.ev_enabled IN ('A', 'R') AND r.ev_type = '4')
     ), heap AS (
         SELECT oid AS owner, oid FROM empty UNION ALL SELECT oid, reltoastrelid FROM empty WHERE reltoastrelid <> 0
@@ -105,16 +107,10 @@ impl Emptiable {
     /// Reads it in the template, in a session whose search path is `pg_catalog`. It is empty where nothing can be emptied.
     pub(super) async fn read(connection: &mut PgConnection) -> Result<Self> {
         let what = || "cannot look which tables of the template are empty";
-        let usual: bool = sqlx::query_scalar(
-            "SELECT dattablespace = $1::bigint::oid FROM pg_database WHERE datname = current_database()",
-        )
-        .bind(i64::from(DEFAULT_TABLESPACE))
-        .fetch_one(&mut *connection)
-        .await
-        .or_failed(what)?;
-        if !usual {
-            return Ok(Self::default());
-        }
+        let question = "SELECT current_setting('block_size')::bigint FROM pg_database \
+                        WHERE datname = current_database() AND dattablespace = $1::bigint::oid";
+        let asked = sqlx::query_scalar(question).bind(i64::from(DEFAULT_TABLESPACE)).fetch_optional(&mut *connection);
+        let Some(page_bytes) = asked.await.or_failed(what)? else { return Ok(Self::default()) };
         let mut tables: BTreeMap<i64, Option<EmptyTable>> = BTreeMap::new();
         for row in sqlx::query(PARTS).fetch_all(&mut *connection).await.or_failed(what)? {
             let (owner, name): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
@@ -123,13 +119,14 @@ impl Emptiable {
             };
             let part = Part { relation: number(2)?, file: number(3)?, pages: number(4)? };
             let table = tables.entry(owner).or_insert_with(|| Some(EmptyTable { name, parts: Vec::new() }));
-            if row.try_get(5).or_failed(what)? {
-                table.iter_mut().for_each(|table| table.parts.push(part));
-            } else {
+            if !row.try_get(5).or_failed(what)? {
                 *table = None;
+            } else if let Some(table) = table {
+                table.parts.push(part);
             }
         }
-        Ok(Self { tables: tables.into_values().flatten().collect(), sequences: sequences(connection).await? })
+        let tables = tables.into_values().flatten().collect();
+        Ok(Self { page_bytes, tables, sequences: sequences(connection).await? })
     }
 
     /// Whether there is anything that could be taken back.
@@ -222,7 +219,7 @@ impl Index {
     fn taking_back(&self, work: &Work) -> Result<String> {
         let mut statements = vec![
             "SET search_path = pg_catalog; SET session_replication_role = replica; SET lock_timeout = '2s'; \
-             SET statement_timeout = '4s'; SET default_transaction_read_only = off"
+             SET statement_timeout = '4s'; SET default_transaction_read_only = off; SET transaction_read_only = off"
                 .to_owned(),
         ];
         statements.extend(self.tables(work).map(|table| format!("DELETE FROM ONLY {}", table.name)));
@@ -230,7 +227,26 @@ impl Index {
             let Sequence { name, value, called, .. } = &self.list.sequences[*number];
             statements.push(format!("SELECT setval({}::regclass, {value}, {called})", quote::literal(name)?));
         }
+        // Counters that are still to come would be added after they are reset.
+        statements.push("SELECT pg_stat_force_next_flush()".to_owned());
         Ok(statements.join("; "))
+    }
+
+    /// Asks whether the tables are empty again and nothing is known of their contents, and resets the counters.
+    fn question(&self, work: &Work) -> String {
+        let parts: Vec<Part> = self.tables(work).flat_map(|table| table.parts.iter().copied()).collect();
+        let list = |value: fn(&Part) -> u32| {
+            let values: Vec<String> = parts.iter().map(|part| value(part).to_string()).collect();
+            format!("'{{{}}}'", values.join(","))
+        };
+        let (relations, pages) = (list(|part| part.relation), list(|part| part.pages));
+        format!(
+            "SELECT coalesce(bool_and(pg_relation_size(relation) <= pages * {block}), true), \
+             count(pg_stat_reset_single_table_counters(relation)) \
+             FROM unnest({relations}::oid[], {pages}::bigint[]) AS part (relation, pages); \
+             SELECT NOT EXISTS (SELECT FROM pg_statistic WHERE starelid = ANY({relations}::oid[]))",
+            block = self.list.page_bytes,
+        )
     }
 
     fn tables(&self, work: &Work) -> impl Iterator<Item = &EmptyTable> {
@@ -268,16 +284,8 @@ async fn empty_in(connection: &mut PgConnection, index: &Index, work: &Work) -> 
         sqlx::raw_sql(AssertSqlSafe(vacuum)).execute(&mut *connection).await.or_failed(what)?;
     }
     crate::fault::point("fresh.empty.vacuumed").await;
-    let parts: Vec<Part> = index.tables(work).flat_map(|table| table.parts.iter().copied()).collect();
-    let (relations, pages): (Vec<i64>, Vec<i64>) =
-        parts.iter().map(|part| (i64::from(part.relation), i64::from(part.pages))).unzip();
-    // Counters that are still to come would be added after they are reset.
-    let question = "SELECT NOT EXISTS (SELECT FROM unnest($1::bigint[], $2::bigint[]) AS part (relation, pages) WHERE \
-                    coalesce(pg_relation_size(relation::oid) > pages * current_setting('block_size')::bigint, true)) \
-                    AND NOT EXISTS (SELECT FROM pg_statistic WHERE starelid = ANY($1::bigint[]::oid[])) \
-                    AND NOT EXISTS (SELECT FROM pg_statistic_ext e JOIN pg_statistic_ext_data d ON d.stxoid = e.oid \
-                    WHERE e.stxrelid = ANY($1::bigint[]::oid[])), pg_stat_force_next_flush()";
-    let row = sqlx::query(question).bind(relations).bind(pages).fetch_one(&mut *connection).await.or_failed(what)?;
-    sqlx::raw_sql("SELECT pg_stat_reset()").execute(connection).await.or_failed(what)?;
-    row.try_get(0).or_failed(what)
+    let looked = sqlx::raw_sql(AssertSqlSafe(index.question(work))).fetch_all(connection).await.or_failed(what)?;
+    let answers: Vec<Option<bool>> =
+        looked.iter().map(|row| row.try_get(0)).collect::<sqlx::Result<_>>().or_failed(what)?;
+    Ok(answers == [Some(true), Some(true)])
 }

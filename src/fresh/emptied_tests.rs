@@ -5,7 +5,7 @@ use rand::{RngExt as _, SeedableRng};
 use sqlx::{AssertSqlSafe, Connection as _};
 
 use super::tests::{open, options, recipe, server};
-use super::untouched_tests::{different, fingerprint, give_back, run};
+use super::untouched_tests::{assert_same, fingerprint, give_back, run};
 use super::{Lease, Pool, Recipe};
 use crate::pg::Login;
 use crate::pg::test_server::{self, session};
@@ -144,9 +144,7 @@ async fn what_was_written_to_empty_tables_is_taken_back() {
         let id = lease.id;
         run(&login, &lease, &[statement]).await;
         let name = give_back(&pool, lease).await.unwrap_or_else(|| panic!("not taken back: {statement}"));
-        if fingerprint(&login, &name).await != expected {
-            panic!("{statement}: {:#?}", different(&login, &name, &untouched.database).await);
-        }
+        assert_same(&login, &name, &untouched.database, &expected, statement).await;
         let again = pool.take(&template).await.unwrap();
         assert_eq!(again.id, id, "the oldest one is handed out first");
         assert_eq!(plans(&login, &again).await, expected_plans, "{statement}");
@@ -187,12 +185,8 @@ async fn a_database_that_is_used_again_and_again_stays_what_it_was() {
         run(&login, &lease, &statements).await;
         if let Some(name) = give_back(&pool, lease).await {
             reused += 1;
-            if fingerprint(&login, &name).await != expected {
-                panic!(
-                    "after {statements:?} (seed {seed}): {:#?}",
-                    different(&login, &name, &untouched.database).await
-                );
-            }
+            let what = format!("{statements:?}, seed {seed}");
+            assert_same(&login, &name, &untouched.database, &expected, &what).await;
         }
     }
     assert!(reused > LEASES / 4, "{reused} of {LEASES} went back");

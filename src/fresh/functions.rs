@@ -13,29 +13,41 @@ const CLOSE_LIMIT: &str = "2s";
 /// The statements that make the functions, or make them anew. A function that gives other columns than it did must go first.
 pub(super) fn script() -> String {
     let old = "DROP FUNCTION IF EXISTS tfdev.fresh_claim(text, boolean, bigint), \
-               tfdev.fresh_close(bigint[], text[], text[]);\n";
+               tfdev.fresh_close(bigint[], text[], text[]), \
+               tfdev.fresh_hand_out(text, bigint, text, text, bigint);\n";
     [old, &hand_out(), &claim(), &close()].concat()
 }
 
-/// Notes and locks a free database of the template, unless `most` are in use.
+/// Notes and locks a free database of the template, unless `most` are in use: the one that was used last, of which the server
+/// has most in its memory. One row in any case, which also tells how many are left.
 fn hand_out() -> String {
+    let changes = untouched::changes("d.oid");
     format!(
         "CREATE OR REPLACE FUNCTION tfdev.fresh_hand_out(
              of_source text, of_template bigint, by_holder text, in_life text, most bigint
-         ) RETURNS TABLE (number bigint, name text, locked boolean) LANGUAGE plpgsql AS $function$
+         ) RETURNS TABLE (number bigint, name text, locked boolean, free bigint, returned bigint)
+         LANGUAGE plpgsql AS $function$
+         DECLARE
+             in_use bigint;
          BEGIN
              IF most IS NOT NULL THEN
                  -- Who counts, counts alone.
                  PERFORM pg_advisory_xact_lock({COUNT_LOCK});
-                 IF (SELECT count(*) FROM tfdev.fresh_database WHERE source = of_source AND stage = 'leased') >= most THEN
-                     RETURN;
-                 END IF;
              END IF;
-             RETURN QUERY UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(),
-                 holder = by_holder, clean_from = pg_current_wal_insert_lsn(), life = in_life
-                 WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = of_template AND stage = 'free'
-                             ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
-                 RETURNING id::bigint, database, pg_try_advisory_lock({DATABASE_LOCK}, id);
+             SELECT count(*) FILTER (WHERE stage = 'leased'),
+                    count(*) FILTER (WHERE template = of_template AND stage = 'free'),
+                    count(*) FILTER (WHERE template = of_template AND stage = 'returned')
+                    INTO in_use, free, returned FROM tfdev.fresh_database WHERE source = of_source;
+             IF free > 0 AND (most IS NULL OR in_use < most) THEN
+                 UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(),
+                     holder = by_holder, clean_from = pg_current_wal_insert_lsn(), life = in_life,
+                     changes = (SELECT {changes} FROM pg_database d WHERE d.datname = database)
+                     WHERE id = (SELECT id FROM tfdev.fresh_database WHERE template = of_template AND stage = 'free'
+                                 ORDER BY freed_at DESC NULLS LAST, id FOR UPDATE SKIP LOCKED LIMIT 1)
+                     RETURNING id, database, pg_try_advisory_lock({DATABASE_LOCK}, id) INTO number, name, locked;
+                 free := free - 1;
+             END IF;
+             RETURN NEXT;
          END $function$;\n"
     )
 }
@@ -76,7 +88,8 @@ fn claim() -> String {
 /// somebody is in it, and if nobody is, what is to be read of the log and whether what belongs to the database is what it
 /// was. One of which the counters show that more rows were changed than its part of `most` says keeps its name.
 fn close() -> String {
-    let (traits, life) = (untouched::traits("new_names[i]"), untouched::LIFE_QUESTION);
+    let (traits, changes) = (untouched::traits("new_names[i]"), untouched::changes("d.oid"));
+    let life = untouched::LIFE_QUESTION;
     format!(
         "CREATE OR REPLACE FUNCTION tfdev.fresh_close(numbers bigint[], names text[], new_names text[], most bigint[])
              RETURNS TABLE (number bigint, busy boolean, closed boolean, problem text, oid bigint, clean_from text,
@@ -85,20 +98,21 @@ fn close() -> String {
          DECLARE
              i integer;
              changed boolean;
+             -- A session is in one life only.
+             this_life text := ({life});
          BEGIN
              -- The commit writes the log up to its own end, which is behind all that is to be read.
              PERFORM set_config('synchronous_commit', 'on', true);
              FOR i IN 1 .. cardinality(numbers) LOOP
                  number := numbers[i]; closed := false; problem := NULL;
-                 SELECT d.oid, EXISTS (SELECT FROM pg_stat_get_activity(NULL) a WHERE a.datid = d.oid),
-                        pg_stat_get_db_tuples_inserted(d.oid) + pg_stat_get_db_tuples_updated(d.oid)
-                        + pg_stat_get_db_tuples_deleted(d.oid) > most[i]
+                 SELECT d.oid, pg_stat_get_db_numbackends(d.oid) > 0,
+                        {changes} - coalesce((SELECT f.changes FROM tfdev.fresh_database f WHERE f.id = numbers[i]), 0) > most[i]
                         INTO oid, busy, changed FROM pg_database d WHERE d.datname = names[i];
                  IF NOT busy AND NOT changed THEN
                      BEGIN
                          EXECUTE format('ALTER DATABASE %I RENAME TO %I', names[i], new_names[i]);
                          UPDATE tfdev.fresh_database f SET database = new_names[i] WHERE f.id = numbers[i]
-                             RETURNING f.clean_from::text, f.traits = {traits} AND f.life = ({life})
+                             RETURNING f.clean_from::text, f.traits = {traits} AND f.life = this_life
                              INTO clean_from, same;
                          until := pg_current_wal_insert_lsn()::text;
                          file := pg_walfile_name(until::pg_lsn);

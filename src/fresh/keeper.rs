@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::pool::{Inner, Lease, Pool};
@@ -36,8 +37,8 @@ pub(super) enum Order {
     },
     /// Ask a question whose answer is yes or no.
     Ask(String),
-    /// Count the free ones of the template.
-    CountFree(i64),
+    /// Count what there is of the template.
+    Count(i64),
     /// End leases, and let their databases stay for so many seconds, or go.
     GiveBack(Vec<i64>, Option<f64>),
     /// See that the session is there.
@@ -47,16 +48,29 @@ pub(super) enum Order {
 /// What came of it.
 #[derive(Debug)]
 pub(super) enum Answer {
-    /// Number and name of the database that was handed out.
-    HandedOut(i64, String),
-    /// Nothing was free.
-    Nothing,
-    /// How many are free.
-    Free(usize),
+    /// Number and name of the database that was handed out, if one was, and what is left.
+    HandedOut(Option<(i64, String)>, Stock),
+    /// What there is.
+    Stock(Stock),
     /// The answer.
     Is(bool),
     /// It is done.
     Done,
+}
+
+/// How many databases of a template there are that nobody has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stock {
+    pub(super) free: usize,
+    /// Those that were given back and are still looked at.
+    pub(super) returned: usize,
+}
+
+impl Stock {
+    fn read(row: &PgRow, first: usize) -> sqlx::Result<Self> {
+        let number = |column| row.try_get::<i64, _>(column).map(|number| usize::try_from(number).unwrap_or(0));
+        Ok(Self { free: number(first)?, returned: number(first + 1)? })
+    }
 }
 
 /// The session, and what it holds.
@@ -103,7 +117,7 @@ impl Keeper {
         match order {
             Order::HandOut { template, provable, served } => {
                 let answer = self.hand_out(pool, Held { template: *template, provable: *provable }).await?;
-                served.store(matches!(answer, Answer::HandedOut(..)), Ordering::Release);
+                served.store(matches!(answer, Answer::HandedOut(Some(_), _)), Ordering::Release);
                 Ok(answer)
             }
             Order::Ask(question) => {
@@ -112,7 +126,7 @@ impl Keeper {
                 let what = || "cannot count the fresh databases";
                 asked.await.or_failed(what)?.try_get(0).or_failed(what).map(Answer::Is)
             }
-            Order::CountFree(template) => self.count_free(*template).await.map(Answer::Free),
+            Order::Count(template) => self.count(*template).await.map(Answer::Stock),
             Order::GiveBack(ids, keep) => self.give_back(ids, *keep).await.map(|()| Answer::Done),
             Order::Look => {
                 let asked = sqlx::raw_sql("SELECT 1").execute(&mut self.open_session()?.connection).await;
@@ -133,27 +147,24 @@ impl Keeper {
             .bind(holder)
             .bind(life)
             .bind(is_limited.then_some(pool.0.max_leases));
-        let row = row.fetch_optional(&mut self.open_session()?.connection).await.or_failed(what)?;
-        let Some(row) = row else { return Ok(Answer::Nothing) };
-        let (id, database): (i64, String) = (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
-        let locked: bool = row.try_get(2).or_failed(what)?;
-        if !locked {
-            // Someone looks after it at this moment, and will find it abandoned.
-            return Ok(Answer::Nothing);
+        let row = row.fetch_one(&mut self.open_session()?.connection).await.or_failed(what)?;
+        let (id, database): (Option<i64>, Option<String>) =
+            (row.try_get(0).or_failed(what)?, row.try_get(1).or_failed(what)?);
+        let locked: Option<bool> = row.try_get(2).or_failed(what)?;
+        // One that is not locked someone looks after at this moment, and will find it abandoned.
+        let taken = id.zip(database).filter(|_| locked == Some(true));
+        if let Some((id, _)) = &taken {
+            self.leases.insert(*id, wanted);
         }
-        self.leases.insert(id, wanted);
-        Ok(Answer::HandedOut(id, database))
+        Ok(Answer::HandedOut(taken, Stock::read(&row, 3).or_failed(what)?))
     }
 
-    /// How many databases of the template are free.
-    async fn count_free(&mut self, template: i64) -> Result<usize> {
-        let question = "SELECT count(*) FROM tfdev.fresh_database WHERE template = $1 AND stage = 'free'";
-        let free: i64 = sqlx::query_scalar(question)
-            .bind(template)
-            .fetch_one(&mut self.open_session()?.connection)
-            .await
-            .or_failed(|| "cannot count the fresh databases")?;
-        Ok(usize::try_from(free).unwrap_or(0))
+    async fn count(&mut self, template: i64) -> Result<Stock> {
+        let what = || "cannot count the fresh databases";
+        let question = "SELECT count(*) FILTER (WHERE stage = 'free'), count(*) FILTER (WHERE stage = 'returned') \
+                        FROM tfdev.fresh_database WHERE template = $1";
+        let asked = sqlx::query(question).bind(template).fetch_one(&mut self.open_session()?.connection);
+        Stock::read(&asked.await.or_failed(what)?, 0).or_failed(what)
     }
 
     /// Notes that leases are over, and lets go of their locks. `keep` is for how many seconds the databases stay.
@@ -267,7 +278,9 @@ impl Pool {
         }
         let deadline = Instant::now() + self.options().timeout;
         self.in_keeper(deadline, &Order::GiveBack(ids, keep)).await?;
-        self.0.news.notify_one();
+        if !self.0.reuses.load(Ordering::Relaxed) {
+            self.0.news.notify_one();
+        }
         Ok(())
     }
 

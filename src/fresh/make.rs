@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use sqlx::{AssertSqlSafe, Row as _};
 
-use super::keeper::{Answer, Order};
+use super::keeper::{Answer, Order, Stock};
 use super::pool::{Pool, unique};
 use super::registry::{COUNT_LOCK, DATABASE_LOCK};
 use super::template::Template;
@@ -147,10 +147,20 @@ impl Pool {
         Ok(())
     }
 
-    /// Makes, in the background, what is missing of those that are to be ready.
-    pub(super) fn replenish_soon(&self, template: &Template) {
+    /// How many are ready, or will soon be.
+    fn ready(&self, stock: Stock) -> usize {
+        stock.free + self.coming_back(stock)
+    }
+
+    /// How many that were given back are expected to be free again soon, as the last one was.
+    pub(super) fn coming_back(&self, stock: Stock) -> usize {
+        if self.0.reuses.load(Ordering::Relaxed) { stock.returned } else { 0 }
+    }
+
+    /// Makes, in the background, what is missing of those that are to be ready. `stock` is what is known to be there.
+    pub(super) fn replenish_soon(&self, template: &Template, stock: Option<Stock>) {
         let wanted = self.0.ahead.load(Ordering::Relaxed).min(usize::try_from(self.0.max_leases).unwrap_or(usize::MAX));
-        if wanted == 0 || self.0.replenishing.swap(true, Ordering::AcqRel) {
+        if stock.map_or(0, |stock| self.ready(stock)) >= wanted || self.0.replenishing.swap(true, Ordering::AcqRel) {
             return;
         }
         let (pool, template) = (self.clone(), template.clone());
@@ -167,10 +177,10 @@ impl Pool {
     pub async fn replenish(&self, template: &Template, wanted: usize) -> Result<()> {
         let deadline = Instant::now() + self.options().timeout;
         loop {
-            let Answer::Free(free) = self.in_keeper(deadline, &Order::CountFree(template.id)).await? else {
+            let Answer::Stock(stock) = self.in_keeper(deadline, &Order::Count(template.id)).await? else {
                 return Ok(());
             };
-            let missing = wanted.saturating_sub(free).min(self.options().workers.max(1));
+            let missing = wanted.saturating_sub(self.ready(stock)).min(self.options().workers.max(1));
             if missing == 0 {
                 return Ok(());
             }

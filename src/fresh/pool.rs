@@ -19,7 +19,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
 use super::emptied;
-use super::keeper::{Answer, Keeper, Order};
+use super::keeper::{Answer, Keeper, Order, Stock};
 use super::make::Made;
 use super::registry::{self, FreshDatabase};
 use super::session;
@@ -33,6 +33,13 @@ use crate::server::{Server, Tenancy};
 
 /// The pause between two looks whether a database, or the right to one, has become free.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
+
+/// How long the first in line waits for a database that was given back before another one is made: that costs twice as much
+/// as waiting, for all who wait.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+/// How long a session may have been idle that is used without a question whether it is still there.
+const FRESH_ENOUGH: Duration = Duration::from_millis(100);
 
 /// Connections that are left to logins of ours which come and go.
 const SPARE_CONNECTIONS: i64 = 4;
@@ -81,12 +88,20 @@ pub(super) struct Inner {
     pub(super) max_leases: i64,
     pub(super) keeper: tokio::sync::Mutex<Keeper>,
     permits: Arc<Semaphore>,
-    pub(super) idle: Mutex<Vec<Admin>>,
+    /// Sessions that have nothing to do, and since when.
+    pub(super) idle: Mutex<Vec<(Admin, Instant)>>,
     /// Who waits for a database, in the order in which they came.
     line: tokio::sync::Mutex<()>,
     /// Something was given back or made.
     pub(super) news: Notify,
+    /// How many wait for a database, and that what was given back is needed soon.
+    pub(super) waiting: AtomicUsize,
+    pub(super) wanted: Notify,
     pub(super) sweepers: AtomicUsize,
+    /// Whether something was given back since the last sweep began.
+    pub(super) given_back: AtomicBool,
+    /// Whether the database that was given back last went back into the pool.
+    pub(super) reuses: AtomicBool,
     /// How many things are done in the background that remove something.
     pub(super) background: AtomicUsize,
     /// Whether templates were let go here, so that who drops the last copy of one must drop that too.
@@ -188,10 +203,14 @@ impl Pool {
             max_leases,
             keeper: tokio::sync::Mutex::default(),
             permits: Arc::new(Semaphore::new(workers)),
-            idle: Mutex::new(vec![admin]),
+            idle: Mutex::new(vec![(admin, Instant::now())]),
             line: tokio::sync::Mutex::new(()),
             news: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            wanted: Notify::new(),
             sweepers: AtomicUsize::new(0),
+            given_back: AtomicBool::new(false),
+            reuses: AtomicBool::new(false),
             background: AtomicUsize::new(0),
             lets_templates_go: AtomicBool::new(false),
             ahead: AtomicUsize::new(0),
@@ -212,7 +231,7 @@ impl Pool {
     /// As [`Pool::make_ahead`] for this template, at once.
     pub fn keep_ready(&self, template: &Template, count: usize) {
         self.make_ahead(count);
-        self.replenish_soon(template);
+        self.replenish_soon(template, None);
     }
 
     pub(super) fn server(&self) -> &Server {
@@ -248,14 +267,16 @@ impl Pool {
     pub async fn take_by(&self, template: &Template, deadline: Instant, served: &Arc<AtomicBool>) -> Result<Lease> {
         let begin = Instant::now();
         let _turn = self.queue().await?;
-        if let Some(lease) = self.attempt(template, deadline, served).await? {
+        if let Some(lease) = self.attempt(template, deadline, served, true).await? {
             return Ok(lease);
         }
+        let _waiting = Waiting::begin(self);
         let Ok(_place) = tokio::time::timeout_at(deadline.into(), self.0.line.lock()).await else {
             return Err(self.none_came_free(begin, deadline).await);
         };
+        let patient_until = Instant::now() + PATIENCE;
         loop {
-            if let Some(lease) = self.attempt(template, deadline, served).await? {
+            if let Some(lease) = self.attempt(template, deadline, served, Instant::now() < patient_until).await? {
                 return Ok(lease);
             }
             if Instant::now() >= deadline {
@@ -279,13 +300,26 @@ impl Pool {
         FileLock::acquire(path, "fresh databases", "fresh", self.options().timeout, &events).await.map(Some)
     }
 
-    async fn attempt(&self, template: &Template, deadline: Instant, served: &Arc<AtomicBool>) -> Result<Option<Lease>> {
-        let mut lease = self.hand_out(template, deadline, served).await?;
+    /// Hands one out, or makes one; who is `patient` makes none if one is coming back.
+    async fn attempt(
+        &self,
+        template: &Template,
+        deadline: Instant,
+        served: &Arc<AtomicBool>,
+        patient: bool,
+    ) -> Result<Option<Lease>> {
+        let (mut lease, mut stock) = self.hand_out(template, deadline, served).await?;
+        if lease.is_none() && patient && self.coming_back(stock) > 0 {
+            return Ok(None);
+        }
         if lease.is_none() && self.make(template, true).await? == Made::One {
-            lease = self.hand_out(template, deadline, served).await?;
+            (lease, stock) = self.hand_out(template, deadline, served).await?;
         }
         if lease.is_some() {
-            self.replenish_soon(template);
+            self.replenish_soon(template, Some(stock));
+            if stock.free == 0 {
+                self.0.wanted.notify_one();
+            }
         }
         Ok(lease)
     }
@@ -300,12 +334,16 @@ impl Pool {
         template: &Template,
         deadline: Instant,
         served: &Arc<AtomicBool>,
-    ) -> Result<Option<Lease>> {
+    ) -> Result<(Option<Lease>, Stock)> {
         let (id, provable, served) = (template.id, template.provable, served.clone());
         let answer = self.in_keeper(deadline, &Order::HandOut { template: id, provable, served }).await?;
-        let Answer::HandedOut(id, database) = answer else { return Ok(None) };
-        self.watch();
-        Ok(Some(self.lease(id, database, template)))
+        let Answer::HandedOut(taken, stock) = answer else {
+            return Err(Error::failed("the session for fresh databases answered something else"));
+        };
+        if taken.is_some() {
+            self.watch();
+        }
+        Ok((taken.map(|(id, database)| self.lease(id, database, template)), stock))
     }
 
     /// A session for what takes long.
@@ -316,7 +354,8 @@ impl Pool {
         let permit = permit.expect("the semaphore is never closed");
         let idle = self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let alive = match idle {
-            Some(mut admin) => is_alive(&mut admin).await.then_some(admin),
+            Some((admin, since)) if since.elapsed() < FRESH_ENOUGH => Some(admin),
+            Some((mut admin, _)) => is_alive(&mut admin).await.then_some(admin),
             None => None,
         };
         let admin = match alive {
@@ -328,12 +367,12 @@ impl Pool {
 
     /// Keeps a session that holds no lock for the next job.
     pub(super) fn keep_worker(&self, admin: Admin) {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(admin);
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push((admin, Instant::now()));
     }
 
     /// A session that is open and has nothing to do.
     pub(super) fn idle_session(&self) -> Option<Admin> {
-        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.0.idle.lock().unwrap_or_else(PoisonError::into_inner).pop().map(|(admin, _)| admin)
     }
 
     /// Closes, where connections are few, the sessions that have nothing to do.
@@ -378,6 +417,23 @@ impl Pool {
                 self.0.max_leases
             ))
             .hint("`tfdev fresh list` shows who has them; `max_databases` under `[fresh]` in `tfdev.toml` allows more")
+    }
+}
+
+/// Counts who waits for a database.
+struct Waiting<'a>(&'a Pool);
+
+impl<'a> Waiting<'a> {
+    fn begin(pool: &'a Pool) -> Self {
+        pool.0.waiting.fetch_add(1, Ordering::AcqRel);
+        pool.0.wanted.notify_one();
+        Self(pool)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.0.waiting.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

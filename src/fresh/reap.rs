@@ -20,7 +20,10 @@ use crate::pg::clone::Admin;
 pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// How many databases one session drops before it notes that they are gone.
-const BATCH: i64 = 4;
+const BATCH: usize = 8;
+
+/// How long what was given back may lie until it is looked at.
+const GATHERING: Duration = Duration::from_millis(20);
 
 /// How many sessions drop databases at once, of [`super::pool::Options::workers`].
 const SWEEPERS: usize = 2;
@@ -54,6 +57,7 @@ impl Drop for AtWork {
 impl Pool {
     /// Removes, in the background, what is to go.
     pub(super) fn sweep_soon(&self) {
+        self.0.given_back.store(true, Ordering::Release);
         let most = if self.has_few_connections() { 1 } else { SWEEPERS };
         if self.0.sweepers.fetch_add(1, Ordering::AcqRel) >= most {
             self.0.sweepers.fetch_sub(1, Ordering::AcqRel);
@@ -61,12 +65,24 @@ impl Pool {
         }
         let pool = self.clone();
         self.in_background(async move {
+            pool.gather().await;
             let swept = pool.sweep_all(false).await;
             pool.0.sweepers.fetch_sub(1, Ordering::AcqRel);
             swept?;
+            // Given back after the last look, and before another sweeper could begin.
+            if pool.0.given_back.load(Ordering::Acquire) {
+                pool.sweep_soon();
+            }
             // The last copy of a template that is to go may be gone now.
             if pool.0.lets_templates_go.load(Ordering::Acquire) { pool.drop_templates().await } else { Ok(()) }
         });
+    }
+
+    /// Lets what is given back come together, so that it is looked at together, unless somebody waits for it.
+    async fn gather(&self) {
+        if !self.has_few_connections() && self.0.waiting.load(Ordering::Acquire) == 0 {
+            let _ = tokio::time::timeout(GATHERING, self.0.wanted.notified()).await;
+        }
     }
 
     /// As [`Pool::collect`], in the background.
@@ -127,12 +143,14 @@ impl Pool {
         let mut swept = Vec::new();
         let mut first = again;
         loop {
+            self.0.given_back.store(false, Ordering::Release);
             let mut worker = self.worker().await?;
             let (found, mut dropped) = self.sweep(&mut worker.admin, first).await?;
             worker.finish();
             swept.append(&mut dropped);
             self.0.news.notify_one();
-            if found == 0 {
+            // A batch that is not full was the rest.
+            if found == 0 || (!first && found < BATCH) {
                 return Ok(swept);
             }
             // What would not go is not tried twice by one call.
@@ -146,7 +164,7 @@ impl Pool {
         let claimed = sqlx::query("SELECT * FROM tfdev.fresh_claim($1, $2, $3)")
             .bind(&self.server().database)
             .bind(again)
-            .bind(BATCH)
+            .bind(i64::try_from(BATCH).expect("a few"))
             .fetch_all(&mut admin.connection)
             .await
             .or_failed(what)?;
@@ -167,9 +185,6 @@ impl Pool {
         }
         crate::fault::point("fresh.sweep.marked").await;
         let free = if returned.is_empty() { Vec::new() } else { self.reuse(admin, &mut returned).await? };
-        if !free.is_empty() {
-            self.0.news.notify_one();
-        }
         to_go.extend(returned.into_iter().filter(|one| !free.contains(&one.id)));
         let held: Vec<i64> = ids.iter().copied().filter(|id| !free.contains(id)).collect();
         let gone = self.drop_and_forget(admin, to_go, &held).await?;

@@ -156,7 +156,7 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
              template integer NOT NULL,
              template_database text NOT NULL,
              size bigint NOT NULL,
-             database text NOT NULL UNIQUE,
+             database text NOT NULL,
              stage text NOT NULL,
              holder text,
              created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
@@ -171,7 +171,12 @@ pub(super) async fn create(connection: &mut PgConnection) -> Result<()> {
          ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS life text;
          ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS provable boolean NOT NULL DEFAULT false;
          ALTER TABLE tfdev.fresh_template ADD COLUMN IF NOT EXISTS emptiable text;
-         CREATE INDEX IF NOT EXISTS fresh_database_free ON tfdev.fresh_database (template, id) WHERE stage = 'free';
+         ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS freed_at timestamptz;
+         ALTER TABLE tfdev.fresh_database ADD COLUMN IF NOT EXISTS changes bigint;
+         -- Each row is changed several times by each test. With room on its page, and no index on what changes, old versions of
+         -- it are cleared away at once and not by the next autovacuum.
+         ALTER TABLE tfdev.fresh_database SET (fillfactor = 40), DROP CONSTRAINT IF EXISTS fresh_database_database_key;
+         DROP INDEX IF EXISTS tfdev.fresh_database_free;
          {functions}
          INSERT INTO tfdev.fresh_version VALUES ({VERSION}) ON CONFLICT DO NOTHING;
          COMMIT",

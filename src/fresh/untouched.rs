@@ -26,11 +26,15 @@
 //! A reader leaves a mark as well if it is the first one to see a row after it was written (hint bits, which are logged where
 //! pages have checksums). So a template is [settled](settle) before it is closed.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
+use tokio::sync::Semaphore;
 
 use super::emptied::{Emptiable, Index};
 use super::pool::{Pool, unique};
@@ -46,13 +50,24 @@ const LINGER: Duration = Duration::from_millis(150);
 /// The pause between two looks whether they have.
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
+/// How many are emptied at once by one sweep, each in a session of its own.
+const EMPTIED_AT_ONCE: usize = 2;
+
 /// How much of the log is read at most, in bytes: reading more takes longer than a copy.
 const LONGEST_STRETCH: u64 = 4 << 20;
 
 /// What tells one life of a server from the next: each crash and each start gives it another checkpointer. A session that goes
 /// on is in one life.
 pub(super) const LIFE_QUESTION: &str =
-    "SELECT max(backend_start)::text FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    "SELECT max(backend_start)::text FROM pg_stat_get_activity(NULL) WHERE backend_type = 'checkpointer'";
+
+/// How many rows were changed in the database with this number, as far as the server has counted.
+pub(super) fn changes(number: &str) -> String {
+    format!(
+        "pg_stat_get_db_tuples_inserted({number}) + pg_stat_get_db_tuples_updated({number}) \
+         + pg_stat_get_db_tuples_deleted({number})"
+    )
+}
 
 /// What belongs to the database that the expression `name` names, beside its contents and its name, as a hash.
 pub(super) fn traits(name: &str) -> String {
@@ -63,7 +78,7 @@ pub(super) fn traits(name: &str) -> String {
          (SELECT jsonb_agg(to_jsonb(l) ORDER BY l.provider) FROM pg_shseclabel l \
          WHERE l.objoid = d.oid AND l.classoid = 1262), \
          (SELECT count(*) FROM pg_subscription u WHERE u.subdbid = d.oid), \
-         (SELECT count(*) FROM pg_replication_slots r WHERE r.datoid = d.oid))) FROM pg_database d WHERE d.datname = {name})"
+         (SELECT count(*) FROM pg_get_replication_slots() r WHERE r.datoid = d.oid))) FROM pg_database d WHERE d.datname = {name})"
     )
 }
 
@@ -133,90 +148,115 @@ impl Pool {
     /// Puts those of `returned` back into the pool that are proven to be untouched, or could be emptied, and gives their
     /// numbers. The others are to be dropped.
     pub(super) async fn reuse(&self, admin: &mut Admin, returned: &mut [Returned]) -> Result<Vec<i64>> {
-        match self.look_and_reuse(admin, returned).await {
-            Err(error) if !session::is_lost(&error) => {
+        let mut freed = Vec::new();
+        let done = self.look_and_reuse(admin, returned, &mut freed).await;
+        self.0.reuses.store(!freed.is_empty(), Ordering::Relaxed);
+        match done {
+            Err(error) if session::is_lost(&error) => return Err(error),
+            Err(error) => {
                 self.events().detail(format!("fresh databases that were given back are made anew: {error}"));
-                Ok(Vec::new())
             }
-            reused => reused,
+            Ok(()) => {}
         }
+        Ok(freed)
     }
 
-    async fn look_and_reuse(&self, admin: &mut Admin, returned: &mut [Returned]) -> Result<Vec<i64>> {
+    /// As [`Pool::reuse`]; whatever stops it, those in `freed` are free.
+    async fn look_and_reuse(&self, admin: &mut Admin, returned: &mut [Returned], freed: &mut Vec<i64>) -> Result<()> {
         let connection = &mut admin.connection;
         let mut emptiable = Vec::with_capacity(returned.len());
         for one in &*returned {
             emptiable.push(self.emptiable(connection, one.template).await?);
         }
-        let closed = self.close(connection, returned, &emptiable).await?;
-        crate::fault::point("fresh.reuse.closed").await;
-        if closed.is_empty() {
-            return Ok(Vec::new());
-        }
-        let mentions = self.mentions(connection, &closed).await?;
-        let (untouched, touched): (Vec<_>, Vec<_>) =
-            closed.iter().zip(mentions).partition(|(_, mention)| mention.is_none());
-        let ids: Vec<i64> = untouched.iter().map(|(one, _)| one.id).collect();
-        let mut freed = if ids.is_empty() { Vec::new() } else { free(connection, &ids).await? };
-        for (one, mention) in touched {
-            let index = &emptiable[one.place];
-            let Some(work) = index.work_for(&mention) else { continue };
-            let name = &returned[one.place].name;
-            match self.empty(name, index, &work).await {
-                Ok(true) => freed.extend(free(connection, &[one.id]).await?),
-                Ok(false) => self.events().detail(format!("`{name}` is not what it was after it was emptied")),
-                Err(error) => self.events().detail(format!("`{name}` is made anew: {error}")),
+        let mut left: Vec<usize> = (0..returned.len()).collect();
+        let begin = Instant::now();
+        loop {
+            let (closed, busy) = self.close(connection, returned, &emptiable, &left).await?;
+            crate::fault::point("fresh.reuse.closed").await;
+            self.free_what_is_clean(connection, returned, &emptiable, &closed, freed).await?;
+            if busy.is_empty() || begin.elapsed() > LINGER {
+                return Ok(());
             }
+            left = busy;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(freed)
     }
 
-    /// Gives those of `returned` new names in which nobody is and of which the counters show no change, or not too many where
-    /// they can be emptied. One is left out if what belongs to it was changed, or if it was never noted what that was.
+    /// Gives those of `returned` at the places `left` new names in which nobody is and of which the counters show no change, or
+    /// not too many where they can be emptied. One is left out if what belongs to it was changed, or if it was never noted
+    /// what that was. Also returns the places of those in which somebody is.
     async fn close(
         &self,
         connection: &mut PgConnection,
         returned: &mut [Returned],
         emptiable: &[Arc<Index>],
-    ) -> Result<Vec<Closed>> {
+        left: &[usize],
+    ) -> Result<(Vec<Closed>, Vec<usize>)> {
         let what = || "cannot close fresh databases that were given back";
-        let mut closed = Vec::new();
-        let mut left: Vec<(usize, &mut Returned)> = returned.iter_mut().enumerate().collect();
-        let begin = Instant::now();
-        while !left.is_empty() {
-            let ids: Vec<i64> = left.iter().map(|(_, one)| one.id).collect();
-            let names: Vec<&str> = left.iter().map(|(_, one)| one.name.as_str()).collect();
-            let new_names: Vec<String> = left.iter().map(|_| format!("tfdev_f_{}", unique())).collect();
-            let most: Vec<i64> = left.iter().map(|(place, _)| emptiable[*place].most_changes()).collect();
-            let rows = sqlx::query("SELECT * FROM tfdev.fresh_close($1, $2, $3, $4)")
-                .bind(&ids)
-                .bind(&names)
-                .bind(&new_names)
-                .bind(&most)
-                .fetch_all(&mut *connection)
-                .await
-                .or_failed(what)?;
-            let mut busy = Vec::new();
-            for ((row, (place, one)), new_name) in rows.iter().zip(left).zip(new_names) {
-                let answer = Answer::read(row).or_failed(what)?;
-                if answer.closed {
-                    one.name = new_name;
-                    closed.extend(answer.found(one.id, place));
-                } else if answer.busy {
-                    busy.push((place, one));
-                } else if let Some(problem) = answer.problem {
-                    self.events().detail(format!("`{}` is not looked at: {problem}", one.name));
-                }
-            }
-            if begin.elapsed() > LINGER {
-                break;
-            }
-            left = busy;
-            if !left.is_empty() {
-                tokio::time::sleep(LOOK_EVERY).await;
+        let ids: Vec<i64> = left.iter().map(|place| returned[*place].id).collect();
+        let names: Vec<&str> = left.iter().map(|place| returned[*place].name.as_str()).collect();
+        let new_names: Vec<String> = left.iter().map(|_| format!("tfdev_f_{}", unique())).collect();
+        let most: Vec<i64> = left.iter().map(|place| emptiable[*place].most_changes()).collect();
+        let rows = sqlx::query("SELECT * FROM tfdev.fresh_close($1, $2, $3, $4)")
+            .bind(&ids)
+            .bind(&names)
+            .bind(&new_names)
+            .bind(&most)
+            .fetch_all(&mut *connection)
+            .await
+            .or_failed(what)?;
+        let (mut closed, mut busy) = (Vec::new(), Vec::new());
+        for ((row, &place), new_name) in rows.iter().zip(left).zip(new_names) {
+            let answer = Answer::read(row).or_failed(what)?;
+            let one = &mut returned[place];
+            if answer.closed {
+                one.name = new_name;
+                closed.extend(answer.found(one.id, place));
+            } else if answer.busy {
+                busy.push(place);
+            } else if let Some(problem) = answer.problem {
+                self.events().detail(format!("`{}` is not looked at: {problem}", one.name));
             }
         }
-        Ok(closed)
+        Ok((closed, busy))
+    }
+
+    /// Frees those of `closed` that are untouched, and those that are when they have been emptied.
+    async fn free_what_is_clean(
+        &self,
+        connection: &mut PgConnection,
+        returned: &[Returned],
+        emptiable: &[Arc<Index>],
+        closed: &[Closed],
+        freed: &mut Vec<i64>,
+    ) -> Result<()> {
+        if closed.is_empty() {
+            return Ok(());
+        }
+        let mentions = self.mentions(connection, closed).await?;
+        let (untouched, touched): (Vec<_>, Vec<_>) =
+            closed.iter().zip(mentions).partition(|(_, mention)| mention.is_none());
+        let ids: Vec<i64> = untouched.iter().map(|(one, _)| one.id).collect();
+        freed.extend(self.free(connection, &ids).await?);
+        let turns = Semaphore::new(EMPTIED_AT_ONCE);
+        let mut emptied = FuturesUnordered::new();
+        for (one, mention) in touched {
+            let index = &emptiable[one.place];
+            let Some(work) = index.work_for(&mention) else { continue };
+            let (name, turns) = (&returned[one.place].name, &turns);
+            emptied.push(async move {
+                let _turn = turns.acquire().await;
+                (one.id, name, self.empty(name, index, &work).await)
+            });
+        }
+        while let Some((id, name, emptied)) = emptied.next().await {
+            match emptied {
+                Ok(true) => freed.extend(self.free(connection, &[id]).await?),
+                Ok(false) => self.events().detail(format!("`{name}` is not what it was after it was emptied")),
+                Err(error) => self.events().detail(format!("`{name}` is made anew: {error}")),
+            }
+        }
+        Ok(())
     }
 
     /// What the log says of each of `closed`.
@@ -231,6 +271,22 @@ impl Pool {
         let databases: Vec<_> = closed.iter().map(|one| (one.oid, one.from)).collect();
         let stretch = Stretch { from, until, segment_size, bytes: &bytes };
         stretch.mentions(&databases).or_failed(|| "cannot read the write-ahead log")
+    }
+
+    /// Notes that they are free, and lets go of their locks.
+    async fn free(&self, connection: &mut PgConnection, ids: &[i64]) -> Result<Vec<i64>> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let statement = "UPDATE tfdev.fresh_database f SET stage = 'free', holder = NULL, leased_at = NULL, \
+                         clean_from = NULL, tried_at = NULL, freed_at = clock_timestamp() \
+                         WHERE id = ANY($1) AND stage = 'returned' AND EXISTS \
+                         (SELECT FROM tfdev.fresh_template t WHERE t.id = f.template AND t.stage = 'ready') \
+                         RETURNING id::bigint, pg_advisory_unlock($2, id), set_config('statement_timeout', '0', false)";
+        let freed = sqlx::query_scalar(statement).bind(ids).bind(super::registry::DATABASE_LOCK).fetch_all(connection);
+        let freed = freed.await.or_failed(|| "cannot note that a fresh database is free again")?;
+        self.0.news.notify_one();
+        Ok(freed)
     }
 
     /// What can be emptied in copies of the template.
@@ -276,16 +332,6 @@ async fn read_log(
         position = end;
     }
     Ok(bytes)
-}
-
-/// Notes that they are free, and lets go of their locks.
-async fn free(connection: &mut PgConnection, ids: &[i64]) -> Result<Vec<i64>> {
-    let statement = "UPDATE tfdev.fresh_database f SET stage = 'free', holder = NULL, leased_at = NULL, clean_from = NULL, \
-                     tried_at = NULL WHERE id = ANY($1) AND stage = 'returned' AND EXISTS \
-                     (SELECT FROM tfdev.fresh_template t WHERE t.id = f.template AND t.stage = 'ready') \
-                     RETURNING id::bigint, pg_advisory_unlock($2, id), set_config('statement_timeout', '0', false)";
-    let freed = sqlx::query_scalar(statement).bind(ids).bind(super::registry::DATABASE_LOCK).fetch_all(connection);
-    freed.await.or_failed(|| "cannot note that a fresh database is free again")
 }
 
 /// What a template is after it was settled.

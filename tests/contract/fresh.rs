@@ -18,12 +18,16 @@ on_every_engine!(
 
 /// What only a server of ours does.
 mod of_ours {
-    use super::{a_server_that_nobody_uses_is_stopped_and_started_again, logins_are_short_on_test_and_on_no_other};
+    use super::{
+        a_server_that_nobody_uses_is_stopped_and_started_again, logins_are_short_on_test_and_on_no_other,
+        what_a_killed_process_was_emptying_is_empty_or_gone,
+    };
     use crate::support::on_every_engine;
 
     on_every_engine!(@of_ours
         a_server_that_nobody_uses_is_stopped_and_started_again
         logins_are_short_on_test_and_on_no_other
+        what_a_killed_process_was_emptying_is_empty_or_gone
     );
 }
 
@@ -138,11 +142,15 @@ struct Suite {
 
 impl Suite {
     fn start(env: &TestEnv, orders: &str) -> Self {
+        Self::start_with(env, orders, &[])
+    }
+
+    fn start_with(env: &TestEnv, orders: &str, variables: &[(&str, &str)]) -> Self {
         let program = std::env::current_exe().unwrap();
         let this = "contract::fresh::a_suite_of_the_library";
         let arguments = ["--exact", this, "--ignored", "--nocapture", "--test-threads=1"];
         let mut command = command_in(env, program.to_str().unwrap(), &arguments);
-        command.env(ORDERS, orders).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.envs(variables.iter().copied()).env(ORDERS, orders).stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let stdin = child.stdin.take();
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
@@ -238,10 +246,36 @@ fn suites_that_are_killed_at_any_moment_leave_nothing_behind(env: &TestEnv) {
         left.is_empty().then_some(())
     });
     assert_eq!(query(&instance, "SELECT datname FROM pg_database WHERE datname LIKE 'tfdev\\_t\\_%'").len(), 1);
+    assert!(!env.project.join(NOT_FRESH).exists(), "a database had rows when it was handed out");
+}
+
+fn what_a_killed_process_was_emptying_is_empty_or_gone(env: &TestEnv) {
+    env.run(&["fresh", "--ttl", "1s"]).ok();
+    for point in ["fresh.reuse.closed", "fresh.empty.deleted", "fresh.empty.vacuumed"] {
+        let mut suite = Suite::start_with(env, "write", &[("TFDEV_FAULT_POINT", &format!("{point}=kill"))]);
+        let written = suite.told();
+        writeln!(suite.stdin.as_mut().unwrap(), "give it back").unwrap();
+        let status = suite.child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{point}: {status}");
+        env.run(&["fresh", "gc"]).ok();
+        try_query(&written, "SELECT 1").expect_err("its old name is gone");
+        let listed = env.run(&["fresh", "list", "--json"]).ok().json();
+        for row in listed.as_array().unwrap().iter().filter(|row| row["stage"] == "free") {
+            assert_eq!(one(row["url"].as_str().unwrap(), "SELECT count(*) FROM users"), "0", "{point}: {row}");
+        }
+        let mut next = Suite::start(env, "write");
+        assert_eq!(one(&next.told(), "SELECT count(*) FROM users"), "1", "its own row alone");
+        next.end();
+        // Else the next one would be killed over it before it says anything.
+        env.run(&["fresh", "gc"]).ok();
+    }
 }
 
 /// The file of the project to which suites add a byte for each lease that has ended.
 const LEASES: &str = "leases";
+
+/// The file that they make if a database was not empty when they got it.
+const NOT_FRESH: &str = "not-fresh";
 
 /// How long after its last use a server is stopped in the test of that, in seconds.
 const IDLE_STOP: u64 = 2;
@@ -335,6 +369,15 @@ fn a_suite_of_the_library() {
                 let _ = std::io::stdin().read_line(&mut String::new());
             }
         }
+        "write" => {
+            let db = tfdev::blocking::fresh().unwrap();
+            query(&db.url(), INSERT);
+            tell(&db.url());
+            let _ = std::io::stdin().read_line(&mut String::new());
+            drop(db);
+            // For as long as it is emptied.
+            let _ = std::io::stdin().read_line(&mut String::new());
+        }
         "crowd" => crowd(),
         "churn" => {
             for _ in 0..3 {
@@ -357,13 +400,18 @@ fn a_suite_of_the_library() {
     }
 }
 
+const INSERT: &str = "INSERT INTO users (email, password_hash) VALUES ('a@example.com', 'x') RETURNING 1";
+
 /// Takes one database after the other, and writes to every second one.
 fn churn() {
     let mut leases = std::fs::File::options().append(true).open(LEASES).unwrap();
     for number in 0_u64.. {
         let db = tfdev::blocking::fresh().unwrap();
         if number.is_multiple_of(2) {
-            query(&db.url(), "INSERT INTO users (email, password_hash) VALUES ('a@example.com', 'x') RETURNING 1");
+            if one(&db.url(), "SELECT count(*) FROM users") != "0" {
+                std::fs::write(NOT_FRESH, db.url()).unwrap();
+            }
+            query(&db.url(), INSERT);
         }
         drop(db);
         leases.write_all(b".").unwrap();
@@ -393,7 +441,6 @@ fn crowd() {
 
 /// Tests in threads, half of them asynchronous, each of which writes and sees its own rows alone.
 fn parallel() {
-    const INSERT: &str = "INSERT INTO users (email, password_hash) VALUES ('a@example.com', 'x')";
     let threads: Vec<_> = (0..8)
         .map(|number| {
             std::thread::spawn(move || {
