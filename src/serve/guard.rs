@@ -1,8 +1,8 @@
 //! Who may call: programs that reach the address, and no page in a browser.
 //!
 //! What must hold: a page of another site can neither call the service (its browser names the page in `Origin` or
-//! `Sec-Fetch-Site`) nor pass for a page of the service by a name that resolves to this machine (its `Host` is that name).
-//! An address that is not loopback wants a token.
+//! `Sec-Fetch-Site`) nor pass for a page of the service by a name that resolves to this machine (its `Host` is that name,
+//! and none that the user has allowed). An address that is not loopback wants a token.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -63,11 +63,16 @@ impl Token {
 pub(super) struct Guard {
     listen: SocketAddr,
     token: Option<Token>,
+    /// Names by which the user's programs call the service.
+    names: Vec<String>,
 }
 
 impl Guard {
-    /// Fails with [`ErrorKind::Refused`] if the address can be reached from other machines and there is no token.
-    pub(super) fn new(listen: SocketAddr, token: Option<Token>) -> Result<Self> {
+    /// `names` are those that count beside the addresses of this machine.
+    ///
+    /// Fails with [`ErrorKind::Refused`] if the address can be reached from other machines and there is no token, and with
+    /// [`ErrorKind::Usage`] if a name is none.
+    pub(super) fn new(listen: SocketAddr, token: Option<Token>, names: &[String]) -> Result<Self> {
         if !listen.ip().is_loopback() && token.is_none() {
             return Err(Error::new(
                 ErrorKind::Refused,
@@ -76,7 +81,11 @@ impl Guard {
             .hint("write one into a file: `openssl rand -hex 32 > token`, then `tfdev serve --token-file token`")
             .hint("or listen on 127.0.0.1, as without `--listen`"));
         }
-        Ok(Self { listen, token })
+        if let Some(wrong) = names.iter().find(|name| !is_name(name)) {
+            return Err(Error::new(ErrorKind::Usage, format!("`{wrong}` is not the name of a host"))
+                .hint("without a scheme and a port: `--allow-host integresql`"));
+        }
+        Ok(Self { listen, token, names: names.to_vec() })
     }
 
     /// Whether a call with these headers may go on; `open` is for what tells nothing but that the service lives.
@@ -89,7 +98,11 @@ impl Guard {
         // Another name than ours: some site's that resolves to this machine. With the token it is no browser's doing.
         let has_token = self.token.is_some() && (authorized || open);
         if !(self.is_ours(&host) || has_token) {
-            return forbidden("the header `Host` names neither this machine's loopback address nor the service's");
+            let name = host.host();
+            return forbidden(&format!(
+                "the header `Host` names `{name}`, which any web site can make a name of this machine; \
+                 `tfdev serve --allow-host {name}` allows it"
+            ));
         }
         if let Some(origin) = headers.get(header::ORIGIN)
             && origin.to_str().ok().and_then(|origin| origin.strip_prefix("http://")) != Some(host.as_str())
@@ -117,7 +130,10 @@ impl Guard {
         let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
         match address {
             Ok(address) => address.is_loopback() || address == self.listen.ip(),
-            Err(_) => name.eq_ignore_ascii_case("localhost"),
+            Err(_) => ["localhost"]
+                .into_iter()
+                .chain(self.names.iter().map(String::as_str))
+                .any(|own| name.eq_ignore_ascii_case(own)),
         }
     }
 
@@ -137,6 +153,11 @@ impl Guard {
     }
 }
 
+/// Whether a text is the name of a host and nothing else.
+fn is_name(text: &str) -> bool {
+    text.parse::<Authority>().is_ok_and(|authority| authority.host() == text && !text.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -151,7 +172,7 @@ mod tests {
 
     #[test]
     fn programs_may_call_and_pages_may_not() {
-        let guard = Guard::new("127.0.0.1:5000".parse().unwrap(), None).unwrap();
+        let guard = Guard::new("127.0.0.1:5000".parse().unwrap(), None, &[]).unwrap();
         for host in ["127.0.0.1:5000", "localhost:5000", "LOCALHOST", "[::1]:5000", "127.1.2.3"] {
             assert_eq!(status(&guard, Some(host), &[]), 200, "{host}");
         }
@@ -171,12 +192,29 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_the_user_allows_is_one_of_ours() {
+        let guard = |names: &[&str]| {
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+            Guard::new("127.0.0.1:5000".parse().unwrap(), None, &names)
+        };
+        let allowing = guard(&["integresql", "db.test"]).unwrap();
+        for host in ["integresql:5000", "IntegreSQL", "db.test:80", "localhost"] {
+            assert_eq!(status(&allowing, Some(host), &[]), 200, "{host}");
+        }
+        assert_eq!(status(&allowing, Some("integresql.evil.example:5000"), &[]), 403);
+        assert_eq!(status(&allowing, Some("integresql:5000"), &[("origin", "http://evil.example")]), 403);
+        for wrong in ["", "http://integresql", "integresql:5000", "user@integresql", "a b"] {
+            assert_eq!(guard(&[wrong]).unwrap_err().kind(), ErrorKind::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
     fn an_address_that_others_reach_wants_a_token() {
         let listen: SocketAddr = "0.0.0.0:5000".parse().unwrap();
-        assert_eq!(Guard::new(listen, None).unwrap_err().kind(), ErrorKind::Refused);
+        assert_eq!(Guard::new(listen, None, &[]).unwrap_err().kind(), ErrorKind::Refused);
         let token = "0123456789abcdef";
         assert!(Token::new("0123456789abcde").is_err() && Token::new("0123456789 abcdef").is_err());
-        let guard = Guard::new(listen, Some(Token::new(&format!("{token}\n")).unwrap())).unwrap();
+        let guard = Guard::new(listen, Some(Token::new(&format!("{token}\n")).unwrap()), &[]).unwrap();
         let host = Some("ci.example:5000");
         assert_eq!(status(&guard, host, &[("authorization", &format!("Bearer {token}"))]), 200);
         let basic = format!("Basic {}", STANDARD.encode(format!("user:{token}")));

@@ -65,17 +65,17 @@ pub struct Listener {
 
 impl Listener {
     /// Listens on `address`: a host or an IP address, a colon and a port; port 0 is a free one. One that other machines
-    /// reach wants a token.
+    /// reach wants a token. Callers may use `names` for it, beside the addresses of this machine.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] if it is no address, [`ErrorKind::Conflict`] if something else has it, [`ErrorKind::Refused`] if
+    /// [`ErrorKind::Usage`] if it is no address or one of the names is none, [`ErrorKind::Conflict`] if something else has it, [`ErrorKind::Refused`] if
     /// it wants a token and there is none.
-    pub async fn bind(address: &str, token: Option<Token>) -> Result<Self> {
+    pub async fn bind(address: &str, token: Option<Token>, names: &[String]) -> Result<Self> {
         let usage = || format!("`{address}` is no address to listen on");
         let found = tokio::net::lookup_host(address).await;
         let found = found.context(ErrorKind::Usage, usage).map_err(|error| error.hint(ADDRESS_HINT))?.next();
         let found = found.ok_or_else(|| Error::new(ErrorKind::Usage, usage()).hint(ADDRESS_HINT))?;
-        let guard = Guard::new(found, token)?;
+        let guard = Guard::new(found, token, names)?;
         let socket = TcpListener::bind(found).await.map_err(|error| not_bound(found, error))?;
         let address = socket.local_addr().or_failed(|| "cannot tell the address of the service")?;
         Ok(Self { socket, guard, address })

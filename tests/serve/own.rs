@@ -130,6 +130,7 @@ fn pages_of_other_sites_and_callers_without_the_token_are_refused() {
     run_on(TestEngine::Native, |env: &TestEnv| {
         env.run(&["serve", "--listen", "0.0.0.0:0"]).exits(5).says("no token").says("--token-file");
         env.run(&["serve", "--listen", "nonsense"]).exits(2).says("--listen 127.0.0.1:5000");
+        env.run(&["serve", "--allow-host", "http://x"]).exits(2).says("`http://x` is not the name of a host");
         env.write("short", "abc");
         env.run(&["serve", "--token-file", "short"]).exits(8).says("16 printable characters");
 
@@ -138,7 +139,7 @@ fn pages_of_other_sites_and_callers_without_the_token_are_refused() {
         let own = format!("http://{}", served.address);
         let rebound = format!("evil.example:{port}");
         let fresh = |headers: &[(&str, &str)]| served.call_with("GET", "/fresh", headers, "");
-        fresh(&[("Host", &rebound)]).is(403);
+        assert!(fresh(&[("Host", &rebound)]).is(403).body.contains("--allow-host evil.example"));
         fresh(&[("Origin", "http://evil.example")]).is(403);
         fresh(&[("Origin", "null")]).is(403);
         fresh(&[("Sec-Fetch-Site", "cross-site")]).is(403);
@@ -148,6 +149,12 @@ fn pages_of_other_sites_and_callers_without_the_token_are_refused() {
         assert_eq!(served.get("/leases").is(200).json(), json!([]));
         fresh(&[("Host", &format!("localhost:{port}")), ("Origin", &format!("http://localhost:{port}"))]).is(200);
         fresh(&[("Origin", &own), ("Sec-Fetch-Site", "same-origin")]).is(200);
+        drop(served);
+
+        let served = Served::start_with(env, &["--allow-host", "integresql"]);
+        let calls = |host: &str| served.call_with("GET", "/fresh", &[("Host", host)], "");
+        calls("integresql:5000").is(200);
+        calls("other:5000").is(403);
         drop(served);
 
         let token = "b5c1f0a2d3e4968770";

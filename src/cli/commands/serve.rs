@@ -25,12 +25,16 @@ pub struct Serve {
     /// the variable TFDEV_SERVE_TOKEN
     #[arg(long, value_name = "FILE", env = "TFDEV_SERVE_TOKEN_FILE", hide_env = true)]
     token_file: Option<PathBuf>,
+    /// Another name by which programs call the service, such as `integresql`, beside localhost; may be repeated. With the token
+    /// any name will do
+    #[arg(long, value_name = "NAME", value_delimiter = ',', env = "TFDEV_SERVE_ALLOW_HOST", hide_env = true)]
+    allow_host: Vec<String>,
 }
 
 pub(super) async fn run(command: &Serve, session: &Session) -> Result<()> {
     // From here on, so that no signal finds a service that has begun and nobody to end it.
     let ended = interrupted()?;
-    let listener = Listener::bind(&command.listen, token(command)?).await?;
+    let listener = Listener::bind(&command.listen, token(command)?, &command.allow_host).await?;
     let events = &session.events;
     let mut ended = std::pin::pin!(ended);
     let service = tokio::select! {

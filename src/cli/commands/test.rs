@@ -71,7 +71,7 @@ struct Service {
 impl Service {
     async fn start(pool: &Pool, session: &Session) -> Result<Self> {
         use crate::serve;
-        let listener = serve::Listener::bind("127.0.0.1:0", None).await?;
+        let listener = serve::Listener::bind("127.0.0.1:0", None, &[]).await?;
         let service = serve::Service::start(listener, &session.settings, Some(pool.clone()), &session.events);
         Ok(Self { service: service.await? })
     }
