@@ -193,26 +193,29 @@ impl Index {
         if self.places.is_empty() { 0 } else { MOST_CHANGES }
     }
 
-    /// What takes back all that the log says was written; `None` if that cannot be done, or is not worthwhile.
-    pub(super) fn work_for(&self, mention: &Mention) -> Option<Work> {
+    /// What takes back all that the log says was written.
+    ///
+    /// # Errors
+    /// Why that cannot be done, or is not worthwhile.
+    pub(super) fn work_for(&self, mention: &Mention) -> std::result::Result<Work, String> {
         if mention.more {
-            return None;
+            return Err("more than rows was changed".to_owned());
         }
         let mut work = Work::default();
         for (file, &last_page) in &mention.files {
-            let place = self.places.get(&file.number).filter(|_| file.tablespace == DEFAULT_TABLESPACE)?;
-            match *place {
+            let place = self.places.get(&file.number).filter(|_| file.tablespace == DEFAULT_TABLESPACE);
+            match *place.ok_or_else(|| format!("the file {} is not one of an empty table", file.number))? {
                 Place::Table(number, part) => {
                     let most = if part.pages == 0 { MOST_PAGES } else { part.pages };
                     if last_page >= most {
-                        return None;
+                        return Err(format!("too much was written to `{}`", self.list.tables[number].name));
                     }
                     work.tables.insert(number);
                 }
                 Place::Sequence(number) => drop(work.sequences.insert(number)),
             }
         }
-        Some(work)
+        Ok(work)
     }
 
     /// What puts rows and values back, as one message. It runs no code of the template's own.

@@ -58,18 +58,20 @@ pub(super) enum Answer {
     Done,
 }
 
-/// How many databases of a template there are that nobody has.
+/// How many databases of a template there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stock {
     pub(super) free: usize,
     /// Those that were given back and are still looked at.
     pub(super) returned: usize,
+    /// Those that somebody has.
+    pub(super) leased: usize,
 }
 
 impl Stock {
     fn read(row: &PgRow, first: usize) -> sqlx::Result<Self> {
         let number = |column| row.try_get::<i64, _>(column).map(|number| usize::try_from(number).unwrap_or(0));
-        Ok(Self { free: number(first)?, returned: number(first + 1)? })
+        Ok(Self { free: number(first)?, returned: number(first + 1)?, leased: number(first + 2)? })
     }
 }
 
@@ -161,8 +163,8 @@ impl Keeper {
 
     async fn count(&mut self, template: i64) -> Result<Stock> {
         let what = || "cannot count the fresh databases";
-        let question = "SELECT count(*) FILTER (WHERE stage = 'free'), count(*) FILTER (WHERE stage = 'returned') \
-                        FROM tfdev.fresh_database WHERE template = $1";
+        let question = "SELECT count(*) FILTER (WHERE stage = 'free'), count(*) FILTER (WHERE stage = 'returned'), \
+                        count(*) FILTER (WHERE stage = 'leased') FROM tfdev.fresh_database WHERE template = $1";
         let asked = sqlx::query(question).bind(template).fetch_one(&mut self.open_session()?.connection);
         Stock::read(&asked.await.or_failed(what)?, 0).or_failed(what)
     }

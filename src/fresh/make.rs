@@ -19,6 +19,9 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::{Admin, Properties, Strategy};
 use crate::pg::quote;
 
+/// As many as are in use are kept ready while databases come back, but no more than this.
+const MOST_AHEAD: usize = 16;
+
 /// What came of making a database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Made {
@@ -159,7 +162,15 @@ impl Pool {
 
     /// Makes, in the background, what is missing of those that are to be ready. `stock` is what is known to be there.
     pub(super) fn replenish_soon(&self, template: &Template, stock: Option<Stock>) {
-        let wanted = self.0.ahead.load(Ordering::Relaxed).min(usize::try_from(self.0.max_leases).unwrap_or(usize::MAX));
+        let mut wanted = self.0.ahead.load(Ordering::Relaxed);
+        if let Some(stock) = stock
+            && wanted > 0
+            && self.0.reuses.load(Ordering::Relaxed)
+        {
+            // While some are in use, as many more come back, and are looked at together.
+            wanted = wanted.max(stock.leased.min(MOST_AHEAD));
+        }
+        wanted = wanted.min(usize::try_from(self.0.max_leases).unwrap_or(usize::MAX));
         if stock.map_or(0, |stock| self.ready(stock)) >= wanted || self.0.replenishing.swap(true, Ordering::AcqRel) {
             return;
         }

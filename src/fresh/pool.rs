@@ -317,7 +317,7 @@ impl Pool {
         }
         if lease.is_some() {
             self.replenish_soon(template, Some(stock));
-            if stock.free == 0 {
+            if stock.free <= stock.leased / 4 {
                 self.0.wanted.notify_one();
             }
         }

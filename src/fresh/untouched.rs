@@ -211,11 +211,16 @@ impl Pool {
             let one = &mut returned[place];
             if answer.closed {
                 one.name = new_name;
-                closed.extend(answer.found(one.id, place));
+                match answer.found(one.id, place) {
+                    Some(found) => closed.push(found),
+                    None => self.events().detail(format!("`{}` is made anew: its settings changed", one.name)),
+                }
             } else if answer.busy {
                 busy.push(place);
             } else if let Some(problem) = answer.problem {
                 self.events().detail(format!("`{}` is not looked at: {problem}", one.name));
+            } else {
+                self.events().detail(format!("`{}` is made anew: too many rows were changed", one.name));
             }
         }
         Ok((closed, busy))
@@ -242,8 +247,14 @@ impl Pool {
         let mut emptied = FuturesUnordered::new();
         for (one, mention) in touched {
             let index = &emptiable[one.place];
-            let Some(work) = index.work_for(&mention) else { continue };
             let (name, turns) = (&returned[one.place].name, &turns);
+            let work = match index.work_for(&mention) {
+                Ok(work) => work,
+                Err(why) => {
+                    self.events().detail(format!("`{name}` is made anew: {why}"));
+                    continue;
+                }
+            };
             emptied.push(async move {
                 let _turn = turns.acquire().await;
                 (one.id, name, self.empty(name, index, &work).await)
