@@ -8,7 +8,7 @@ use super::registry::{COUNT_LOCK, DATABASE_LOCK};
 use super::{reap, untouched};
 
 /// How long taking a database out of reach may take.
-const CLOSE_LIMIT: &str = "2s";
+pub(super) const CLOSE_LIMIT: &str = "2s";
 
 /// The statements that make the functions, or make them anew. A function that gives other columns than it did must go first.
 pub(super) fn script() -> String {

@@ -37,6 +37,7 @@ use sqlx::{AssertSqlSafe, Connection as _, PgConnection, Row as _};
 use tokio::sync::Semaphore;
 
 use super::emptied::{Emptiable, Index};
+use super::functions::CLOSE_LIMIT;
 use super::pool::{Pool, unique};
 use super::session;
 use crate::error::{Context, Error, Result};
@@ -52,6 +53,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// How many are emptied at once by one sweep, each in a session of its own.
 const EMPTIED_AT_ONCE: usize = 2;
+
+/// Of how many templates is remembered what can be emptied.
+const MOST_KNOWN: usize = 32;
 
 /// How much of the log is read at most, in bytes: reading more takes longer than a copy.
 const LONGEST_STRETCH: u64 = 4 << 20;
@@ -179,6 +183,10 @@ impl Pool {
             }
             left = busy;
             tokio::time::sleep(LOOK_EVERY).await;
+            // Freeing one has ended the limit.
+            let limit = format!("SET statement_timeout = '{CLOSE_LIMIT}'");
+            let limited = sqlx::raw_sql(AssertSqlSafe(limit)).execute(&mut *connection).await;
+            limited.or_failed(|| "cannot close fresh databases that were given back")?;
         }
     }
 
@@ -313,7 +321,12 @@ impl Pool {
         let list: Option<Emptiable> =
             noted.flatten().map(|text| serde_json::from_str(&text)).transpose().or_failed(what)?;
         let index = Arc::new(list.unwrap_or_default().index());
-        known().insert(template, index.clone());
+        let mut known = known();
+        // A service sees many templates in its life.
+        if known.len() >= MOST_KNOWN {
+            known.clear();
+        }
+        known.insert(template, index.clone());
         Ok(index)
     }
 }
