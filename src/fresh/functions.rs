@@ -25,7 +25,7 @@ fn hand_out() -> String {
     format!(
         "CREATE OR REPLACE FUNCTION tfdev.fresh_hand_out(
              of_source text, of_template bigint, by_holder text, in_life text, most bigint
-         ) RETURNS TABLE (number bigint, name text, locked boolean, free bigint, returned bigint, leased bigint)
+         ) RETURNS TABLE (number bigint, name text, locked boolean, free bigint, returned bigint)
          LANGUAGE plpgsql AS $function$
          DECLARE
              in_use bigint;
@@ -36,9 +36,8 @@ fn hand_out() -> String {
              END IF;
              SELECT count(*) FILTER (WHERE stage = 'leased'),
                     count(*) FILTER (WHERE template = of_template AND stage = 'free'),
-                    count(*) FILTER (WHERE template = of_template AND stage = 'returned'),
-                    count(*) FILTER (WHERE template = of_template AND stage = 'leased')
-                    INTO in_use, free, returned, leased FROM tfdev.fresh_database WHERE source = of_source;
+                    count(*) FILTER (WHERE template = of_template AND stage = 'returned')
+                    INTO in_use, free, returned FROM tfdev.fresh_database WHERE source = of_source;
              IF free > 0 AND (most IS NULL OR in_use < most) THEN
                  UPDATE tfdev.fresh_database SET stage = 'leased', leased_at = clock_timestamp(),
                      holder = by_holder, clean_from = pg_current_wal_insert_lsn(), life = in_life,
@@ -47,7 +46,6 @@ fn hand_out() -> String {
                                  ORDER BY freed_at DESC NULLS LAST, id FOR UPDATE SKIP LOCKED LIMIT 1)
                      RETURNING id, database, pg_try_advisory_lock({DATABASE_LOCK}, id) INTO number, name, locked;
                  free := free - 1;
-                 leased := leased + 1;
              END IF;
              RETURN NEXT;
          END $function$;\n"

@@ -64,14 +64,15 @@ pub(super) struct Stock {
     pub(super) free: usize,
     /// Those that were given back and are still looked at.
     pub(super) returned: usize,
-    /// Those that somebody has.
+    /// How many databases this process has, of whatever template.
     pub(super) leased: usize,
 }
 
 impl Stock {
-    fn read(row: &PgRow, first: usize) -> sqlx::Result<Self> {
+    /// Reads it from the column `first` on, for a process with so many databases.
+    fn read(row: &PgRow, first: usize, leased: usize) -> sqlx::Result<Self> {
         let number = |column| row.try_get::<i64, _>(column).map(|number| usize::try_from(number).unwrap_or(0));
-        Ok(Self { free: number(first)?, returned: number(first + 1)?, leased: number(first + 2)? })
+        Ok(Self { free: number(first)?, returned: number(first + 1)?, leased })
     }
 }
 
@@ -158,15 +159,16 @@ impl Keeper {
         if let Some((id, _)) = &taken {
             self.leases.insert(*id, wanted);
         }
-        Ok(Answer::HandedOut(taken, Stock::read(&row, 3).or_failed(what)?))
+        Ok(Answer::HandedOut(taken, Stock::read(&row, 3, self.leases.len()).or_failed(what)?))
     }
 
     async fn count(&mut self, template: i64) -> Result<Stock> {
         let what = || "cannot count the fresh databases";
-        let question = "SELECT count(*) FILTER (WHERE stage = 'free'), count(*) FILTER (WHERE stage = 'returned'), \
-                        count(*) FILTER (WHERE stage = 'leased') FROM tfdev.fresh_database WHERE template = $1";
+        let leased = self.leases.len();
+        let question = "SELECT count(*) FILTER (WHERE stage = 'free'), count(*) FILTER (WHERE stage = 'returned') \
+                        FROM tfdev.fresh_database WHERE template = $1";
         let asked = sqlx::query(question).bind(template).fetch_one(&mut self.open_session()?.connection);
-        Stock::read(&asked.await.or_failed(what)?, 0).or_failed(what)
+        Stock::read(&asked.await.or_failed(what)?, 0, leased).or_failed(what)
     }
 
     /// Notes that leases are over, and lets go of their locks. `keep` is for how many seconds the databases stay.

@@ -12,6 +12,7 @@ use sqlx::{AssertSqlSafe, Row as _};
 
 use super::keeper::{Answer, Order, Stock};
 use super::pool::{Pool, unique};
+use super::reap;
 use super::registry::{COUNT_LOCK, DATABASE_LOCK};
 use super::template::Template;
 use super::untouched;
@@ -19,7 +20,7 @@ use crate::error::{Context, Error, ErrorKind, Result};
 use crate::pg::clone::{Admin, Properties, Strategy};
 use crate::pg::quote;
 
-/// As many as are in use are kept ready while databases come back, but no more than this.
+/// Twice as many as this process has are kept ready while databases come back, but no more than this.
 const MOST_AHEAD: usize = 16;
 
 /// What came of making a database.
@@ -165,10 +166,11 @@ impl Pool {
         let mut wanted = self.0.ahead.load(Ordering::Relaxed);
         if let Some(stock) = stock
             && wanted > 0
+            && stock.leased >= reap::MANY
             && self.0.reuses.load(Ordering::Relaxed)
         {
-            // While some are in use, as many more come back, and are looked at together.
-            wanted = wanted.max(stock.leased.min(MOST_AHEAD));
+            // Enough that those that come back can be looked at together while others are handed out.
+            wanted = wanted.max((2 * stock.leased).min(MOST_AHEAD));
         }
         wanted = wanted.min(usize::try_from(self.0.max_leases).unwrap_or(usize::MAX));
         if stock.map_or(0, |stock| self.ready(stock)) >= wanted || self.0.replenishing.swap(true, Ordering::AcqRel) {

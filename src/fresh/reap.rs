@@ -22,6 +22,9 @@ pub(super) const GRACE: Duration = Duration::from_secs(10);
 /// How many databases one session drops before it notes that they are gone.
 const BATCH: usize = 8;
 
+/// From how many databases in use on it saves time to look at several that were given back at once.
+pub(super) const MANY: usize = 4;
+
 /// How long what was given back may lie until it is looked at.
 const GATHERING: Duration = Duration::from_millis(20);
 
@@ -78,9 +81,10 @@ impl Pool {
         });
     }
 
-    /// Lets what is given back come together, so that it is looked at together, unless somebody waits for it.
+    /// Lets what is given back come together, so that it is looked at together, if many are in use and nobody waits.
     async fn gather(&self) {
-        if !self.has_few_connections() && self.0.waiting.load(Ordering::Acquire) == 0 {
+        let many = self.0.in_use.load(Ordering::Relaxed) >= MANY && !self.has_few_connections();
+        if many && self.0.waiting.load(Ordering::Acquire) == 0 {
             let _ = tokio::time::timeout(GATHERING, self.0.wanted.notified()).await;
         }
     }
