@@ -2,7 +2,7 @@
 
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt as _, SeedableRng};
-use sqlx::{AssertSqlSafe, Connection as _};
+use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
 use super::tests::{open, options, recipe, server};
 use super::untouched_tests::{assert_same, fingerprint, give_back, run};
@@ -84,6 +84,16 @@ async fn pool_with_objects(login: &Login) -> (Pool, Recipe) {
     (pool, Recipe { scripts: vec![OBJECTS.to_owned()], ..recipe() })
 }
 
+/// All lines that the questions give, in their order.
+async fn answers(connection: &mut PgConnection, questions: &[&'static str]) -> Vec<String> {
+    let mut told = Vec::new();
+    for question in questions {
+        let lines: Vec<String> = sqlx::query_scalar(*question).fetch_all(&mut *connection).await.unwrap();
+        told.extend(lines);
+    }
+    told
+}
+
 /// What rows that are written next look like: where they come to lie, what numbers they get, and how they are found.
 async fn next_rows(admin: &Login, lease: &Lease) -> Vec<String> {
     let mut connection = session(&Login { database: lease.database.clone(), ..admin.clone() }).await;
@@ -92,8 +102,9 @@ async fn next_rows(admin: &Login, lease: &Lease) -> Vec<String> {
                  SELECT md5(n::text)::uuid, n || '@example.com', 'x', 'epoch' FROM generate_series(1, 50) n; \
                  INSERT INTO parts (region) VALUES ('north'), ('west')";
     sqlx::raw_sql(write).execute(&mut connection).await.unwrap();
-    let mut told = Vec::new();
-    for question in [
+    let told = answers(
+        &mut connection,
+        &[
         "SELECT ctid || ' ' || t::text FROM notes t",
         "SELECT ctid || ' ' || t::text FROM users t",
         "SELECT tableoid::regclass || ' ' || ctid || ' ' || t::text FROM parts t",
@@ -102,10 +113,9 @@ async fn next_rows(admin: &Login, lease: &Lease) -> Vec<String> {
         "EXPLAIN SELECT * FROM users JOIN tasks ON tasks.user_id = users.id WHERE tasks.status = 'pending' ORDER BY tasks.id",
         "EXPLAIN SELECT * FROM notes WHERE span && '[2,3)'",
         "SELECT relname::text FROM pg_class",
-    ] {
-        let lines: Vec<String> = sqlx::query_scalar(question).fetch_all(&mut connection).await.unwrap();
-        told.extend(lines);
-    }
+        ],
+    )
+    .await;
     sqlx::raw_sql("ROLLBACK").execute(&mut connection).await.unwrap();
     connection.close().await.unwrap();
     told
@@ -114,16 +124,16 @@ async fn next_rows(admin: &Login, lease: &Lease) -> Vec<String> {
 /// How queries on empty tables are planned.
 async fn plans(admin: &Login, lease: &Lease) -> Vec<String> {
     let mut connection = session(&Login { database: lease.database.clone(), ..admin.clone() }).await;
-    let mut told = Vec::new();
-    for question in [
-        "EXPLAIN SELECT * FROM users WHERE email = '7@example.com'",
-        "EXPLAIN SELECT * FROM users JOIN tasks ON tasks.user_id = users.id WHERE tasks.status = 'pending'",
-        "EXPLAIN SELECT * FROM notes WHERE span && '[2,3)' ORDER BY id",
-        "EXPLAIN SELECT * FROM parts WHERE region = 'north'",
-    ] {
-        let lines: Vec<String> = sqlx::query_scalar(question).fetch_all(&mut connection).await.unwrap();
-        told.extend(lines);
-    }
+    let told = answers(
+        &mut connection,
+        &[
+            "EXPLAIN SELECT * FROM users WHERE email = '7@example.com'",
+            "EXPLAIN SELECT * FROM users JOIN tasks ON tasks.user_id = users.id WHERE tasks.status = 'pending'",
+            "EXPLAIN SELECT * FROM notes WHERE span && '[2,3)' ORDER BY id",
+            "EXPLAIN SELECT * FROM parts WHERE region = 'north'",
+        ],
+    )
+    .await;
     connection.close().await.unwrap();
     told
 }
