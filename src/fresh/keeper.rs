@@ -249,6 +249,11 @@ impl Pool {
         self.0.keeper.lock().await.has_leases()
     }
 
+    /// How many databases this process has.
+    pub(super) async fn leases(&self) -> usize {
+        self.0.keeper.lock().await.leases.len()
+    }
+
     /// Takes a database back. It is dropped in the background.
     pub async fn give_back(&self, lease: Lease) -> Result<()> {
         self.give_back_ids(vec![lease.id], None).await?;

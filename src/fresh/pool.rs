@@ -97,8 +97,6 @@ pub(super) struct Inner {
     /// How many wait for a database, and that what was given back is needed soon.
     pub(super) waiting: AtomicUsize,
     pub(super) wanted: Notify,
-    /// How many databases this process had when it took the last one.
-    pub(super) in_use: AtomicUsize,
     pub(super) sweepers: AtomicUsize,
     /// Whether something was given back since the last sweep began.
     pub(super) given_back: AtomicBool,
@@ -210,7 +208,6 @@ impl Pool {
             news: Notify::new(),
             waiting: AtomicUsize::new(0),
             wanted: Notify::new(),
-            in_use: AtomicUsize::new(0),
             sweepers: AtomicUsize::new(0),
             given_back: AtomicBool::new(false),
             reuses: AtomicBool::new(false),
@@ -344,7 +341,6 @@ impl Pool {
             return Err(Error::failed("the session for fresh databases answered something else"));
         };
         if taken.is_some() {
-            self.0.in_use.store(stock.leased, Ordering::Relaxed);
             self.watch();
         }
         Ok((taken.map(|(id, database)| self.lease(id, database, template)), stock))

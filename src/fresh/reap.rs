@@ -83,7 +83,7 @@ impl Pool {
 
     /// Lets what is given back come together, so that it is looked at together, if many are in use and nobody waits.
     async fn gather(&self) {
-        let many = self.0.in_use.load(Ordering::Relaxed) >= MANY && !self.has_few_connections();
+        let many = !self.has_few_connections() && self.leases().await >= MANY;
         if many && self.0.waiting.load(Ordering::Acquire) == 0 {
             let _ = tokio::time::timeout(GATHERING, self.0.wanted.notified()).await;
         }
